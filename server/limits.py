@@ -128,6 +128,11 @@ PROXIES_REPORTED_MAX: Final = 16
 """Untrusted peers with ``X-Forwarded-For`` that the log names, each once."""
 INBOX_MESSAGES_MAX: Final = 32
 """Messages of one socket that wait for the application; at this number reading pauses."""
+STREAM_POSTS_WAITING_MAX: Final = 4_096
+"""Requests that one process has passed on to the processes of their event streams, and that wait
+for the answer."""
+STREAM_SECRET_BYTES: Final = 18
+"""Random bytes in the id of an event stream: 24 characters."""
 SLICE_BYTES: Final = 1024
 """Bytes that the frame parser gets at once: at most 170 frames, when all of them are empty."""
 FRAMES_PER_TURN: Final = 64
@@ -372,6 +377,8 @@ assert PING_INTERVAL_MS < limits.PROOF_FRESH_MS_MAX <= PING_INTERVAL_MS + PONG_T
 # the client's request that waits for the answer is given up.
 assert 2 * PROBE_SPACING_MS < limits.DOUBT_WAIT_MS < REQUEST_TIMEOUT_MS
 assert limits.DOUBT_MS < PING_INTERVAL_MS
+# A client can send the answer to a ping again when another process did not take it.
+assert REQUEST_TIMEOUT_MS < PONG_TIMEOUT_MS
 # The pongs that a socket owes us are no flood.
 assert 2 * CONTROL_WINDOW_MS // PROBE_SPACING_MS < CONTROL_FRAMES_MAX
 assert limits.TOKEN_CHARACTERS_MAX + 1024 <= REQUEST_HEAD_BYTES_MAX

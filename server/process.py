@@ -14,7 +14,7 @@ from protocol.rate_card import RateCard
 from server import limits as server_limits
 from server.access.bad_guesses import BadGuesses
 from server.access.credentials import Authenticator
-from server.access.rate_limits import UserMessages, UserRequests, UserStarts
+from server.access.rate_limits import UserMessages, UserPosts, UserRequests, UserStarts
 from server.counters.loading import Loader
 from server.credits.credit_ledger import CreditLedger
 from server.recovery.engine_health import EngineHealth
@@ -78,6 +78,7 @@ class Process:
         self.bad_guesses = BadGuesses(self.clock)
         self.requests = UserRequests(self.clock)
         self.messages = UserMessages(self.clock)
+        self.posts = UserPosts(self.clock)
         self.starts = UserStarts(self.clock)
         self.origins = Origins(settings.origins, self.metrics)
         self.limiter = ConnectionLimiter(self.metrics, connections_max)

@@ -118,6 +118,12 @@ class UserMessages(UserBudget):
         return Rate(server_limits.USER_REQUESTS_BURST, server_limits.USER_REQUESTS_PER_SECOND)
 
 
+class UserPosts(UserMessages):
+    """The budget of requests to event streams, which carry messages and pongs."""
+
+    what: ClassVar = "requests to streams"
+
+
 class UserStarts(UserBudget):
     """The budget of new sessions: over sockets, heartbeats and reported minutes."""
 

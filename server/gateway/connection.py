@@ -1,7 +1,8 @@
-"""One WebSocket: authenticates, passes requests to the registry, sends its messages.
+"""One socket: authenticates, passes requests to the registry, sends its messages.
 
-This is the shell of PROTOCOL section 1. Every mistake of a peer is answered with an ``error``, and
-the socket goes on, except for mistakes that have their own close code.
+This is the shell of PROTOCOL section 1, over a WebSocket or an event stream. Every mistake of a
+peer is answered with an ``error``, and the socket goes on, except for mistakes that have their own
+close code.
 """
 
 from collections.abc import Hashable, Iterator
@@ -34,6 +35,7 @@ from server.runtime.timers import Timer
 from server.sessions.local_session import LocalSession
 from server.sessions.pending_requests import PendingRequest
 from server.transport.frames import text_frame
+from server.transport.open_sockets import Carrier
 from server.transport.push import PushSocket
 from storage.redis.live import LiveError
 from storage.redis.spending import AccountName
@@ -70,6 +72,11 @@ class Connection:
         """Sends a ping that waits because the last one was sent a moment ago."""
         self._deadline: Timer | None = None
         """Deadline of authentication, later the expiry of the token."""
+
+    @property
+    def carrier(self) -> Carrier:
+        """What carries the messages of this socket."""
+        return self.socket.carrier
 
     @property
     def _turn_owner(self) -> Hashable:
@@ -163,10 +170,16 @@ class Connection:
             local, self, self.alive_at, farewell=self.socket.peer_closed
         )
 
-    def _alive(self) -> None:
-        """Notes a proof of life: a pong, message or peer's close."""
+    def _alive(self, came_at: int | None = None) -> None:
+        """Notes a proof of life: a pong, message or peer's close.
+
+        ``came_at`` is its time where another process heard it.
+        """
         now_ms = self.process.clock.now()
-        self.alive_at = max(self.alive_at, self.process.stall_detector.proof_at(now_ms))
+        proof_at = self.process.stall_detector.proof_at(now_ms)
+        if came_at is not None and came_at < proof_at:
+            proof_at = came_at
+        self.alive_at = max(self.alive_at, proof_at)
         for local in list(self.local_sessions.values()):
             if self not in local.service.passive:
                 try:

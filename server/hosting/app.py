@@ -34,11 +34,13 @@ from server.api import (
     sessions,
     spends,
     statistics,
+    streams,
     time_tracking,
     usage,
 )
 from server.gateway.connection import SUBPROTOCOL, Connection
 from server.gateway.heartbeats import Heartbeats
+from server.gateway.streams import Streams
 from server.http.idempotency import KEY_HEADER, REPLAYED_HEADER, forget_old_keys
 from server.http.middleware import RequestObserver
 from server.http.problems import Problem
@@ -226,6 +228,7 @@ def create_app(process: Process, routes: list[BaseRoute] | None = None) -> Starl
         *sessions.ROUTES,
         *preparations.ROUTES,
         *heartbeats.ROUTES,
+        *streams.ROUTES,
         *accounts.ROUTES,
         *grants.ROUTES,
         *spends.ROUTES,
@@ -252,6 +255,7 @@ def create_app(process: Process, routes: list[BaseRoute] | None = None) -> Starl
     app.state.process = process
     description.build(app)
     app.state.heartbeats = Heartbeats(process)
+    app.state.streams = Streams(process)
     process.at_drain.append(app.state.heartbeats.drain)
     app.state.usage = Usage.over(process.records)
     app.state.months = Months(process)

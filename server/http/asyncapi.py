@@ -1,4 +1,4 @@
-"""The AsyncAPI 3.0 document of the WebSocket, generated from its messages.
+"""The AsyncAPI 3.0 document of WebSocket and event stream, generated from code.
 
 It has the server's view: the server receives requests, and sends answers and notices.
 """
@@ -11,10 +11,12 @@ import msgspec
 from protocol import limits
 from protocol.wire.errors import CloseCode, ErrorCode, may_reconnect
 from protocol.wire.messages import CLIENT_MESSAGES, SERVER_MESSAGES
+from protocol.wire.stream_events import STREAM_EVENTS, STREAM_TYPES, StreamPong
 from server.gateway.connection import SUBPROTOCOL
 from server.http.openapi import LICENSE, REFERENCE, TITLE, VERSION
 
 SOCKET = "#/channels/socket"
+STREAM = "#/channels/stream"
 CLOSE_CODES = {
     CloseCode.NORMAL: "normal close by either side",
     CloseCode.GOING_AWAY: "the peer leaves",
@@ -42,6 +44,13 @@ ERROR_CODES = {
     ErrorCode.RATE_LIMITED: "too many requests",
     ErrorCode.UNAVAILABLE: "a service that the server needs does not answer",
 }
+STREAM_DESCRIPTION = (
+    "The messages of the socket where no WebSocket gets through. The server's messages are the "
+    "events of `GET /v1/stream` (`text/event-stream`); their data is one line of JSON. `open`, "
+    "`ping` and `close` are events of that name, all others have none. The client's messages are "
+    "the bodies of `POST /v1/stream/{stream_id}`, one of them or a list. Every request shows the "
+    "token in `Authorization: Bearer`, so there is no `auth`."
+)
 REPLIES = {
     "auth": "welcome",
     "refresh": "welcome",
@@ -57,13 +66,14 @@ REPLIES = {
 
 
 def asyncapi() -> dict[str, Any]:
-    """The AsyncAPI document of the socket, from the server's view.
+    """The AsyncAPI document of socket and stream, from the server's view.
 
     The server receives requests.
     """
     types = (*CLIENT_MESSAGES, *SERVER_MESSAGES)
-    _, schemas = msgspec.json.schema_components(types, ref_template=REFERENCE)
+    _, schemas = msgspec.json.schema_components((*types, *STREAM_TYPES), ref_template=REFERENCE)
     messages = {_tag(message): _message(message) for message in types}
+    stream_messages = {f"stream_{_tag(message)}": _message(message) for message in STREAM_TYPES}
     operations: dict[str, Any] = {}
     for message in CLIENT_MESSAGES:
         operations[f"receive_{_tag(message)}"] = _receive(_tag(message))
@@ -74,7 +84,12 @@ def asyncapi() -> dict[str, Any]:
             "summary": _summary(said),
             "messages": [_on_socket(_tag(said))],
         }
-    references = {name: {"$ref": f"#/components/messages/{name}"} for name in messages}
+    for event in STREAM_EVENTS:
+        operations[f"send_stream_{_tag(event)}"] = _on_stream("send", event)
+    operations["receive_stream_pong"] = _on_stream("receive", StreamPong)
+    references = {
+        name: {"$ref": f"#/components/messages/{name}"} for name in (*messages, *stream_messages)
+    }
     return {
         "asyncapi": "3.0.0",
         "info": {
@@ -89,15 +104,20 @@ def asyncapi() -> dict[str, Any]:
             "socket": {
                 "address": "/v1/ws",
                 "description": _socket_description(),
-                "messages": references,
+                "messages": {name: references[name] for name in messages},
                 "bindings": {"ws": {"method": "GET", "bindingVersion": "0.1.0"}},
                 "x-subprotocol": SUBPROTOCOL,
                 "x-close-codes": {str(int(code)): text for code, text in CLOSE_CODES.items()},
-            }
+            },
+            "stream": {
+                "address": "/v1/stream",
+                "description": STREAM_DESCRIPTION,
+                "messages": references,
+            },
         },
         "operations": operations,
         "components": {
-            "messages": messages,
+            "messages": {**messages, **stream_messages},
             "schemas": {name: _plain(schema) for name, schema in schemas.items()},
         },
     }
@@ -105,6 +125,15 @@ def asyncapi() -> dict[str, Any]:
 
 def _tag(message: type[msgspec.Struct]) -> str:
     return str(message.__struct_config__.tag)
+
+
+def _on_stream(action: str, message: type[msgspec.Struct]) -> dict[str, Any]:
+    return {
+        "action": action,
+        "channel": {"$ref": STREAM},
+        "summary": _summary(message),
+        "messages": [{"$ref": f"{STREAM}/messages/stream_{_tag(message)}"}],
+    }
 
 
 def _summary(message: type) -> str:

@@ -29,13 +29,17 @@ class RequestObserver:
             await self.app(scope, receive, send)
             return
         started_at, status = time.perf_counter(), 0
+        begun_s: float | None = None
 
         async def respond(message: Message) -> None:
-            nonlocal status
+            nonlocal begun_s, status
             if message["type"] == "http.response.start":
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
                 headers.setdefault("X-Content-Type-Options", "nosniff")
+                if headers.get("content-type", "").startswith("text/event-stream"):
+                    # The answer lives as long as its client, which says nothing of the server.
+                    begun_s = time.perf_counter() - started_at
                 if not headers.get("content-type", "").startswith("application/"):
                     headers.setdefault("Content-Security-Policy", CONTENT_POLICY)
                 if scope["path"].startswith("/v1/") or status >= 400:
@@ -54,6 +58,5 @@ class RequestObserver:
         finally:
             route = getattr(scope.get("route"), "path", "none")
             method = scope["method"] if scope["method"] in METHODS else "other"
-            self.metrics.requests.observe(
-                method, route, str(status), time.perf_counter() - started_at
-            )
+            taken_s = time.perf_counter() - started_at if begun_s is None else begun_s
+            self.metrics.requests.observe(method, route, str(status), taken_s)

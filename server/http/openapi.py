@@ -151,7 +151,8 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     """Descriptions of the ids in the path."""
     parameters: tuple[dict[str, Any], ...] = ()
     """Parameters of the query and the header, as OpenAPI writes them."""
-    body: type | None = None
+    body: Any = None
+    """The type of the body, or a union of types."""
     body_rule: dict[str, Any] = {}
     """Rules that the body's type cannot express, as JSON Schema."""
     answers: dict[int, tuple[type, ...] | str] = {}
@@ -186,7 +187,7 @@ def openapi(routes: Iterable[BaseRoute]) -> dict[str, Any]:
         for route in routes
         if isinstance(route, Route) and (operation := operation_of(route)) is not None
     ]
-    types: dict[type, None] = {ProblemDocument: None}
+    types: dict[Any, None] = {ProblemDocument: None}
     for _, operation in found:
         types.update(dict.fromkeys(_types_of(operation)))
     references, schemas = msgspec.json.schema_components(types, ref_template=REFERENCE)

@@ -43,8 +43,20 @@ def bearer_of(headers: Any) -> str | None:
 async def principal_of(request: Request, *roles: Role) -> Principal:
     """The sender; raises ``unauthenticated``, or ``forbidden`` without one of ``roles``.
 
-    Bad credentials get ``rate_limited`` once their address has used up its guesses, and so does a
-    user over the rate. Good credentials pass from every address.
+    A user over the rate of requests gets ``rate_limited``.
+    """
+    principal = await sender_of(request)
+    process_of(request).requests.check(principal)
+    if roles:
+        principal.require(*roles)
+    return principal
+
+
+async def sender_of(request: Request) -> Principal:
+    """The sender, whose requests are not counted; raises ``unauthenticated``.
+
+    Bad credentials get ``rate_limited`` once their address has used up its guesses. Good
+    credentials pass from every address.
     """
     process = process_of(request)
     address = request.client.host if request.client else ""
@@ -55,16 +67,12 @@ async def principal_of(request: Request, *roles: Role) -> Principal:
             "expected a header `Authorization: Bearer` with a token or key",
         )
     try:
-        principal = await process.bad_guesses.counted(address, process.authenticator, bearer)
+        return await process.bad_guesses.counted(address, process.authenticator, bearer)
     except TooManyGuessesError as error:
         wait_ms = process.bad_guesses.wait_ms(address)
         raise Problem(
             429, error.code.value, error.message, retry_after_s=max(1, -(-wait_ms // 1000))
         ) from None
-    process.requests.check(principal)
-    if roles:
-        principal.require(*roles)
-    return principal
 
 
 def tenant_of_call(request: Request, principal: Principal, owner_id: str | None = None) -> str:
@@ -104,15 +112,14 @@ def _checked_id(value: str, name: str) -> str:
     return value
 
 
-async def raw_body(request: Request) -> bytes:
+async def raw_body(request: Request, bytes_max: int | None = None) -> bytes:
     """The body, read at most up to its bound."""
+    bytes_max = bytes_max or server_limits.BODY_BYTES_MAX
     received = bytearray()
     async for chunk in request.stream():
         received += chunk
-        if len(received) > server_limits.BODY_BYTES_MAX:
-            raise Problem(
-                413, "bad_message", f"the body is over {server_limits.BODY_BYTES_MAX} bytes"
-            )
+        if len(received) > bytes_max:
+            raise Problem(413, "bad_message", f"the body is over {bytes_max} bytes")
     return bytes(received)
 
 

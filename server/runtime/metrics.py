@@ -7,6 +7,7 @@ prometheus-client takes a lock each time.
 """
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
@@ -70,6 +71,14 @@ class Tally:
             yield CounterMetricFamily(f"taximeter_{name}", text, value=value)
 
 
+class OpenClosed(NamedTuple):
+    """The metrics of sockets of one kind of carrier."""
+
+    open: Gauge
+    opened: Counter
+    closed: Counter
+
+
 class AllMetrics:
     """All metrics of a process, for readers that do not render them."""
 
@@ -125,6 +134,15 @@ class Metrics:
         self.sockets = self._gauge("sockets", "Open WebSockets")
         self.sockets_opened = self._counter("sockets_opened_total", "WebSockets accepted")
         self.sockets_closed = self._counter("sockets_closed_total", "WebSockets closed", "code")
+        self.streams = self._gauge("streams", "Open event streams")
+        self.streams_opened = self._counter("streams_opened_total", "Event streams begun")
+        self.streams_closed = self._counter(
+            "streams_closed_total", "Event streams ended, by the code of their close event", "code"
+        )
+        self.of_carrier = {
+            "websocket": OpenClosed(self.sockets, self.sockets_opened, self.sockets_closed),
+            "stream": OpenClosed(self.streams, self.streams_opened, self.streams_closed),
+        }
         self.connections = self._gauge("connections", "Open connections, WebSockets included")
         self.connections_cut = self._counter(
             "connections_cut_total", "Connections refused or cut, by the reason", "why"

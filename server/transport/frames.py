@@ -41,6 +41,12 @@ def text_frame(payload: bytes) -> bytes:
     return _long_header(_TEXT, 127, length) + payload
 
 
+def payload_of(frame: bytes) -> bytes:
+    """The payload of a frame that ``text_frame`` made."""
+    length = frame[1]
+    return frame[2 if length < 126 else 4 if length == 126 else 10 :]
+
+
 class FrameReader(ServerProtocol):
     """The parser of websockets without what an idle connection does not need.
 

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import Literal, Protocol
 
 from protocol.wire.codec import encode
 from protocol.wire.errors import CloseCode
@@ -20,8 +20,16 @@ PRIVATE_CODES = 3000
 _CLOSE_CODES = frozenset(CloseCode)
 
 
+Carrier = Literal["websocket", "stream"]
+"""What carries the messages of a socket: a WebSocket, or an event stream and its requests."""
+
+
 class OpenSocket(Protocol):
     """An open socket, as the drain sees it."""
+
+    @property
+    def carrier(self) -> Carrier:
+        """What carries its messages."""
 
     def send(self, frame: bytes) -> None:
         """Sends a frame that must arrive."""
@@ -39,6 +47,7 @@ class Sockets:
     def __init__(self, metrics: Metrics) -> None:
         self.metrics = metrics
         self.connections: set[OpenSocket] = set()
+        self._open: Counter[Carrier] = Counter()
         self._none = asyncio.Event()
         self._none.set()
         self._by_user: Counter[str] = Counter()
@@ -65,18 +74,22 @@ class Sockets:
         """Adds an accepted socket."""
         self.connections.add(connection)
         self._none.clear()
-        self.metrics.sockets.set(len(self.connections))
-        self.metrics.sockets_opened.inc()
+        self._open[connection.carrier] += 1
+        opened = self.metrics.of_carrier[connection.carrier]
+        opened.open.set(self._open[connection.carrier])
+        opened.opened.inc()
 
     def remove(self, connection: OpenSocket, code: int) -> None:
         """Removes a socket that is gone; ``code`` is its close code."""
         self.connections.discard(connection)
         if not self.connections:
             self._none.set()
-        self.metrics.sockets.set(len(self.connections))
+        carrier = connection.carrier
+        self._open[carrier] -= 1
+        self.metrics.of_carrier[carrier].open.set(self._open[carrier])
         # A peer may close with any code, and each would be a time series of its own.
         known = str(code) if code < PRIVATE_CODES or code in _CLOSE_CODES else "other"
-        self.metrics.sockets_closed.labels(known).inc()
+        self.metrics.of_carrier[carrier].closed.labels(known).inc()
 
     async def gone(self) -> None:
         """Waits until every socket is gone."""

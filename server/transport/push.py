@@ -32,6 +32,7 @@ from server.transport.connection_limiter import ConnectionLimiter
 from server.transport.frames import EMPTY_PING
 from server.transport.http_protocol import BoundedHttp
 from server.transport.keepalive import Keepalive
+from server.transport.open_sockets import Carrier
 from server.transport.websocket_protocol import BoundedWebSocket
 
 EXTENSION: Final = "taximeter.push"
@@ -58,6 +59,10 @@ class PushSocket(Protocol):
 
     peer_closed: bool
     """The peer closed the socket, with a close frame and before this side did."""
+
+    @property
+    def carrier(self) -> Carrier:
+        """What carries the messages."""
 
     @property
     def is_open(self) -> bool:
@@ -110,6 +115,8 @@ def uvicorn_options(limiter: ConnectionLimiter | None = None) -> dict[str, Any]:
 
 class PushProtocol(BoundedWebSocket):
     """The protocol class for ``uvicorn.Config(ws=...)``. See ``PushSocket`` for its use."""
+
+    carrier: ClassVar[Carrier] = "websocket"
 
     drain_timeout: ClassVar[float] = SLOW_PEER_ABORT_MS / 1000
     """Seconds that a peer may leave the write buffer full."""

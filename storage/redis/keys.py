@@ -153,6 +153,10 @@ class Keys:
         """The channel for changes of an account and of its sessions."""
         return self._key(tenant, "channel", f"{tenant}/{account_id}")
 
+    def streams_channel(self, node: str) -> str:
+        """The channel for requests to the event streams of a process."""
+        return self._key(node, "streams", node)
+
     def limits_channel(self, tenant: str) -> str:
         """The channel for changes of an organisation's and its members' limits."""
         return self._key(tenant, "limits", tenant)

@@ -158,6 +158,11 @@ class LiveCounters(LiveClient):
         channel = self.keys.limits_channel(tenant)
         await self._limit([key], [limit, int(overage), self.publish, channel])
 
+    async def tell_process(self, node: str, message: dict[str, Any]) -> bool:
+        """Sends a message to a process; returns whether it listens."""
+        channel, text = self.keys.streams_channel(node), orjson.dumps(message)
+        return bool(await self.ask(self.redis.execute_command(self.publish, channel, text)))  # type: ignore[no-untyped-call]
+
     async def tell(self, tenant: str, account_id: str, message: dict[str, Any]) -> None:
         """Sends a message to every process that serves an account."""
         channel = self.keys.channel(tenant, account_id)

@@ -17,7 +17,7 @@ from server import limits as server_limits
 from storage import limits as storage_limits
 from storage.redis.live import LiveError
 from storage.rows.sessions import SessionPrepared
-from tests.fixtures.server import StartServer
+from tests.fixtures.server import BOTH_CARRIERS, StartServer
 from tests.server.billed_session import (
     CREDIT,
     BilledSession,
@@ -110,6 +110,7 @@ async def test_a_bad_message_is_answered_and_the_socket_goes_on(scene: BilledSes
     assert len(list(scene.server.process.registry)) == 1
 
 
+@BOTH_CARRIERS
 @pytest.mark.parametrize("type_", ["start", "pause", "resume", "stop", "leave", "watch"])
 async def test_an_id_out_of_the_alphabet_is_refused(scene: BilledSession, type_: str) -> None:
     for session_id in BAD_IDS:
@@ -126,6 +127,7 @@ async def test_an_id_out_of_the_alphabet_is_refused(scene: BilledSession, type_:
     assert len(list(scene.server.process.registry)) == 1
 
 
+@BOTH_CARRIERS
 async def test_unknown_fields_are_ignored(scene: BilledSession) -> None:
     answer = await scene.client.ask("ping", surprise={"a": [1]}, token=5, session_id="a/b")
     assert answer["type"] == "pong"
@@ -157,6 +159,7 @@ async def test_invalid_utf_8_is_1007(scene: BilledSession) -> None:
 # --- Sessions ------------------------------------------------------------------------
 
 
+@BOTH_CARRIERS
 async def test_a_session_that_the_socket_does_not_have(scene: BilledSession) -> None:
     other = await scene.server.login()
     stranger = await scene.server.login("eve")
@@ -170,6 +173,7 @@ async def test_a_session_that_the_socket_does_not_have(scene: BilledSession) -> 
     assert (await stranger.ask("watch", session_id="bill-1"))["code"] == "unknown_session"
 
 
+@BOTH_CARRIERS
 async def test_a_session_that_has_ended(scene: BilledSession) -> None:
     server, client = scene.server, scene.client
     await client.ask("start", kind="chat", session_id="old-1")
@@ -192,6 +196,7 @@ async def test_a_session_that_has_ended(scene: BilledSession) -> None:
     assert (await client.ask("watch", session_id="old-1"))["code"] == "unknown_session"
 
 
+@BOTH_CARRIERS
 async def test_an_unknown_kind(scene: BilledSession) -> None:
     for kind in ("opera", "Chat", "operations"):
         answer = await scene.client.ask("start", kind=kind, session_id="new")
@@ -199,6 +204,7 @@ async def test_an_unknown_kind(scene: BilledSession) -> None:
     assert len(list(scene.server.process.registry)) == 1
 
 
+@BOTH_CARRIERS
 async def test_another_users_session(scene: BilledSession) -> None:
     server = scene.server
     await server.grant(100 * CREDIT, org_id="acme")
@@ -217,6 +223,7 @@ async def test_another_users_session(scene: BilledSession) -> None:
     await reaches(server, "chat-1", Phase.SUSPENDED, "org:acme")
 
 
+@BOTH_CARRIERS
 async def test_the_process_of_a_stranger_does_not_keep_a_session(
     start_server: StartServer,
 ) -> None:
@@ -230,6 +237,7 @@ async def test_the_process_of_a_stranger_does_not_keep_a_session(
     assert list(two.process.registry) == []
 
 
+@BOTH_CARRIERS
 async def test_a_token_for_certain_sessions_only(scene: BilledSession) -> None:
     client = await scene.server.login(sessions=["mine-1"])
     for session_id in ("mine-2", "bill-1"):
@@ -239,6 +247,7 @@ async def test_a_token_for_certain_sessions_only(scene: BilledSession) -> None:
     await client.ask("stop", session_id="mine-1")
 
 
+@BOTH_CARRIERS
 async def test_a_observer_asks_for_nothing(scene: BilledSession) -> None:
     observer = await scene.server.login()
     await observer.ask("watch", session_id="bill-1")
@@ -249,6 +258,7 @@ async def test_a_observer_asks_for_nothing(scene: BilledSession) -> None:
     assert (await observer.ask("stop", session_id="bill-1"))["code"] == "unknown_session"
 
 
+@BOTH_CARRIERS
 async def test_a_start_that_the_balance_forbids(scene: BilledSession) -> None:
     server = scene.server
     poor = await server.login("bob")
@@ -264,6 +274,7 @@ async def test_a_start_that_the_balance_forbids(scene: BilledSession) -> None:
     assert (started["type"], started["state"]) == ("session", "active")
 
 
+@BOTH_CARRIERS
 @pytest.mark.parametrize(
     ("member_hours", "org_hours", "limit"), [(0, 1, "member_minutes"), (1, 0, "org_minutes")]
 )
@@ -279,6 +290,7 @@ async def test_a_start_that_the_month_forbids(
     assert len(list(scene.server.process.registry)) == 1
 
 
+@BOTH_CARRIERS
 async def test_a_start_without_a_record_leaves_no_local_session(
     scene: BilledSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -337,6 +349,7 @@ async def test_requests_that_redis_does_not_answer(
     assert (await client.ask("auth", token=scene.server.token("bob")))["type"] == "welcome"
 
 
+@BOTH_CARRIERS
 async def test_only_prepared_sessions_where_it_is_so_set(
     start_server: StartServer, tmp_path: Path
 ) -> None:
@@ -347,6 +360,7 @@ async def test_only_prepared_sessions_where_it_is_so_set(
     assert answer["code"] == "forbidden"
 
 
+@BOTH_CARRIERS
 async def test_too_many_sessions_on_a_socket(
     scene: BilledSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -359,6 +373,7 @@ async def test_too_many_sessions_on_a_socket(
     assert (await scene.client.ask("watch", session_id="bill-1"))["type"] == "session"
 
 
+@BOTH_CARRIERS
 async def test_too_many_sockets_of_a_session(
     scene: BilledSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from protocol.metering.terms import MINUTE_MS
 from server import limits as server_limits
-from tests.fixtures.server import API_KEY, SECRET, StartServer
+from tests.fixtures.server import API_KEY, BOTH_CARRIERS, SECRET, StartServer
 from tests.server.api import ask
 from tests.server.billed_session import BilledSession, begin_scene, closed
 from tests.server.test_bad_guesses import StoppedClock
@@ -166,12 +166,14 @@ async def test_the_first_message_is_auth(scene: BilledSession) -> None:
     await scene.unharmed(client)
 
 
+@BOTH_CARRIERS
 async def test_a_refresh_is_for_the_same_user(scene: BilledSession) -> None:
     for changes in ({"sub": "eve"}, {"org": "acme"}, {"account": "team"}):
         answer = await scene.client.ask("refresh", token=sign(**changes))
         assert (answer["type"], answer["code"]) == ("error", "forbidden")
 
 
+@BOTH_CARRIERS
 async def test_a_refresh_with_a_bad_token_closes(scene: BilledSession) -> None:
     client = await scene.server.login()
     number = await client.send("refresh", token=sign("another-secret-of-at-least-32-bytes"))

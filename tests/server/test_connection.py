@@ -13,7 +13,7 @@ from websockets.asyncio.client import connect
 
 from protocol.metering.states import Phase
 from server.runtime.rate_card_file import load_rate_card
-from tests.fixtures.server import SocketClient, TestServer
+from tests.fixtures.server import BOTH_CARRIERS, SocketClient, TestServer
 from tests.server.api import settled
 from tests.server.billed_session import CREDIT, connection_of, eventually, found, reaches
 from tests.simulation.cluster import Cluster, Node
@@ -21,6 +21,7 @@ from tests.simulation.cluster import Cluster, Node
 # --- Authentication ----------------------------------------------------------------
 
 
+@BOTH_CARRIERS
 async def test_a_chat_starts_ticks_and_stops_with_a_receipt(server: TestServer) -> None:
     await server.grant(5_000_000)
     client = await server.login()
@@ -76,6 +77,7 @@ async def test_the_subprotocol_is_chosen_where_it_is_offered(
         assert (await client.ask("auth", token=server.token()))["type"] == "welcome"
 
 
+@BOTH_CARRIERS
 async def test_a_refresh_moves_the_end_of_the_socket(server: TestServer) -> None:
     client = await server.login(ttl_seconds=60)
     connection = connection_of(server)
@@ -90,6 +92,7 @@ async def test_a_refresh_moves_the_end_of_the_socket(server: TestServer) -> None
     assert before._callback is None
 
 
+@BOTH_CARRIERS
 async def test_a_token_that_outlives_us_all(server: TestServer) -> None:
     client = await server.login(ttl_seconds=8_000_000_000_000 - 1_800_000_000)
     assert (await client.ask("ping"))["type"] == "pong"
@@ -98,6 +101,7 @@ async def test_a_token_that_outlives_us_all(server: TestServer) -> None:
 # --- Sessions ------------------------------------------------------------------------
 
 
+@BOTH_CARRIERS
 async def test_a_second_socket_joins_the_session(server: TestServer) -> None:
     await server.grant(5 * CREDIT)
     first, second = await server.login(), await server.login()
@@ -118,6 +122,7 @@ async def test_a_second_socket_joins_the_session(server: TestServer) -> None:
         assert (await client.ask("stop", session_id="chat-1"))["code"] == "unknown_session"
 
 
+@BOTH_CARRIERS
 async def test_a_start_again_on_the_same_socket_answers_the_snapshot(server: TestServer) -> None:
     await server.grant(5 * CREDIT)
     client = await server.login()
@@ -155,6 +160,7 @@ async def test_every_socket_has_its_own_pace(cluster: Cluster, node: Node) -> No
     assert gaps == [5_000]
 
 
+@BOTH_CARRIERS
 async def test_pause_and_resume(server: TestServer) -> None:
     await server.grant(5 * CREDIT)
     first, second = await server.login(), await server.login()
@@ -184,6 +190,7 @@ async def test_pause_and_resume(server: TestServer) -> None:
     assert (await first.until("tick"))["elapsed_ms"] > paused["elapsed_ms"]
 
 
+@BOTH_CARRIERS
 async def test_a_socket_leaves_and_the_session_goes_on_for_the_other(server: TestServer) -> None:
     await server.grant(5 * CREDIT)
     first, second = await server.login(), await server.login()
@@ -211,6 +218,7 @@ async def test_a_socket_leaves_and_the_session_goes_on_for_the_other(server: Tes
     assert gap["billed"] is False
 
 
+@BOTH_CARRIERS
 async def test_a_closed_socket_suspends_its_sessions(server: TestServer) -> None:
     await server.grant(5 * CREDIT)
     client = await server.login()
@@ -222,6 +230,7 @@ async def test_a_closed_socket_suspends_its_sessions(server: TestServer) -> None
     assert server.process.sockets.connections == set()
 
 
+@BOTH_CARRIERS
 async def test_a_paused_session_stays_paused_over_a_reconnect(server: TestServer) -> None:
     await server.grant(5 * CREDIT)
     client = await server.login()
@@ -239,6 +248,7 @@ async def test_a_paused_session_stays_paused_over_a_reconnect(server: TestServer
     assert (await found(server, "chat-1")).session.standing.grace_until is None
 
 
+@BOTH_CARRIERS
 async def test_two_sessions_on_one_socket(server: TestServer) -> None:
     await server.grant(5 * CREDIT)
     client = await server.login()
@@ -252,6 +262,7 @@ async def test_two_sessions_on_one_socket(server: TestServer) -> None:
     assert (await client.ask("pause", session_id="chat-2"))["state"] == "paused"
 
 
+@BOTH_CARRIERS
 async def test_two_sockets_start_the_same_session_at_once(server: TestServer) -> None:
     await server.grant(5 * CREDIT)
     clients = [await server.login() for _ in range(4)]
@@ -265,6 +276,7 @@ async def test_two_sockets_start_the_same_session_at_once(server: TestServer) ->
     assert local.meter.sockets == 4
 
 
+@BOTH_CARRIERS
 async def test_missed_notices_come_again_after_last_seq(server: TestServer) -> None:
     await server.grant(2 * CREDIT)
     first = await server.login()
@@ -282,6 +294,7 @@ async def test_missed_notices_come_again_after_last_seq(server: TestServer) -> N
     assert (await second.ask("start", kind="chat", session_id="chat-1"))["missed"] == []
 
 
+@BOTH_CARRIERS
 async def test_metadata_and_counterpart_are_kept_with_the_session(server: TestServer) -> None:
     await server.grant(5 * CREDIT)
     client = await server.login()
@@ -306,6 +319,7 @@ async def test_welcome_names_no_host(server: TestServer) -> None:
     assert socket.gethostname() not in json.dumps(welcome)
 
 
+@BOTH_CARRIERS
 async def test_a_socket_that_is_gone_leaves_nothing_behind(server: TestServer) -> None:
     await server.grant(5 * CREDIT)
     client, observer = await server.login(), await server.login()

@@ -6,7 +6,7 @@ from typing import Any
 from protocol.metering.records import EntryPosted
 from protocol.wire.money import parse_credits
 from server import limits as server_limits
-from tests.fixtures.server import SocketClient, StartServer
+from tests.fixtures.server import BOTH_CARRIERS, SocketClient, StartServer
 from tests.server.api import advance, grant
 from tests.server.charging import card, post, spend
 
@@ -22,6 +22,7 @@ async def told(client: SocketClient) -> tuple[Any, ...]:
     )
 
 
+@BOTH_CARRIERS
 async def test_every_change_is_told_on_every_process(
     start_server: StartServer, tmp_path: Path
 ) -> None:

@@ -17,6 +17,7 @@ from server.access.tokens import mint_token
 from server.hosting.app import create_app
 from server.http.openapi import operation_of
 from tests.fixtures.server import API_KEY, StartServer, TestServer
+from tests.fixtures.stream_client import StreamClient, StreamRefusedError
 from tests.server.api import ask, assert_problem
 
 OWN = "?org=acme&user=ann"
@@ -81,6 +82,8 @@ EXAMPLES = {
     "GET /v1/sessions": Example(f"/v1/sessions{OWN}", ALL, shows=True),
     "GET /v1/sessions/{id}": Example(f"/v1/sessions/{CHAT}{OWN}", ALL, shows=True),
     "POST /v1/sessions/{id}/heartbeat": Example(f"/v1/sessions/{CHAT}/heartbeat", ("user",), {}),
+    "GET /v1/stream": Example("/v1/stream", ("user",)),
+    "POST /v1/stream/{id}": Example("/v1/stream/{stream}", ("user",), {"type": "pong"}, 202),
     "GET /v1/sessions/{id}/minutes": Example(f"/v1/sessions/{CHAT}/minutes{OWN}", ALL),
     "POST /v1/sessions/{id}/stop": Example(f"/v1/sessions/{CHAT}/stop{OWN}", ALL, shows=True),
     "GET /v1/orgs/{id}": Example("/v1/orgs/acme", ("key", "ops")),
@@ -147,6 +150,8 @@ class RouteTargets(NamedTuple):
             path = path.partition("?")[0]
         method = "GET" if method == "MOUNT" else method
         headers = {"Idempotency-Key": key}
+        if name == "GET /v1/stream":
+            return await beginning(self.server, bearer)
         return await ask(self.server, method, path, bearer, headers=headers, json=body)
 
     async def empty(self, name: str, bearer: str) -> httpx.Response:
@@ -174,6 +179,18 @@ class RouteTargets(NamedTuple):
                     answer.pop(changing, None)
                 found.append((name, answer))
         return found
+
+
+async def beginning(server: TestServer, bearer: str | None) -> httpx.Response:
+    """The answer of an event stream, with its first message."""
+    client = StreamClient(server.url)
+    try:
+        await client.open(bearer)
+        return httpx.Response(200, json=await client.receive())
+    except StreamRefusedError as refused:
+        return refused.response
+    finally:
+        await client.close()
 
 
 @pytest.fixture
@@ -211,7 +228,8 @@ async def scene(start_server: StartServer, monkeypatch: pytest.MonkeyPatch) -> R
         "POST", "/api/usage/track-minute", ann, session_id="rec-1", seconds_recorded=42,
         minute_timestamp=server.process.clock.now() - 300_000,
     )  # fmt: skip
-    return RouteTargets(server, holds)
+    stream = await server.stream(ann)
+    return RouteTargets(server, {**holds, "stream": stream.id})
 
 
 def routes(server: TestServer) -> dict[str, Route | Mount]:

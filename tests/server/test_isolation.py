@@ -137,6 +137,8 @@ async def test_a_broken_socket_stops_no_drain_and_no_probe() -> None:
     sockets, heard = Sockets(Metrics(with_process=False)), list[str]()
 
     class FakeSocket:
+        carrier = "websocket"
+
         def probe(self) -> None:
             heard.append("probe")
 

@@ -4,11 +4,12 @@ import pytest
 
 from protocol.metering.states import Phase
 from server import limits as server_limits
-from tests.fixtures.server import API_KEY, TestServer
+from tests.fixtures.server import API_KEY, BOTH_CARRIERS, TestServer
 from tests.server.api import ask
 from tests.server.billed_session import CREDIT, eventually, reaches
 
 
+@BOTH_CARRIERS
 async def test_a_observer_sees_everything_and_keeps_nothing_alive(server: TestServer) -> None:
     await server.grant(5 * CREDIT)
     client, observer = await server.login(), await server.login()
@@ -32,6 +33,7 @@ async def test_a_observer_sees_everything_and_keeps_nothing_alive(server: TestSe
     assert stopped["type"] == "stopped"
 
 
+@BOTH_CARRIERS
 async def test_who_takes_part_and_watches_still_takes_part(server: TestServer) -> None:
     await server.grant(5 * CREDIT)
     client = await server.login()
@@ -40,6 +42,7 @@ async def test_who_takes_part_and_watches_still_takes_part(server: TestServer) -
     assert (await client.ask("pause", session_id="chat-1"))["state"] == "paused"
 
 
+@BOTH_CARRIERS
 @pytest.mark.parametrize("claims", [{"scope": "ops"}, {"sessions": ["chat-1"]}])
 async def test_those_who_may_watch_anothers_session(
     server: TestServer, claims: dict[str, object]
@@ -56,6 +59,7 @@ async def test_those_who_may_watch_anothers_session(
     assert told["receipt"] == stopped["receipt"]
 
 
+@BOTH_CARRIERS
 async def test_operators_watch_in_every_tenant(server: TestServer) -> None:
     await server.grant(5 * CREDIT, org_id="acme")
     await server.grant(5 * CREDIT, "bob")
@@ -80,6 +84,7 @@ async def test_operators_watch_in_every_tenant(server: TestServer) -> None:
     assert (bad["code"], bad["message"].partition(":")[0]) == ("bad_message", "org")
 
 
+@BOTH_CARRIERS
 async def test_observers_take_no_place_of_the_sessions_own_user(server: TestServer) -> None:
     await server.grant(5 * CREDIT, org_id="acme")
     first = await server.login(org="acme")
@@ -121,6 +126,7 @@ async def test_observers_take_no_place_of_the_sessions_own_user(server: TestServ
         assert (await client.until("stopped"))["session_id"] == "chat-1"
 
 
+@BOTH_CARRIERS
 @pytest.mark.parametrize("who", ["user", "key", "operator"])
 async def test_a_full_session_is_stopped_over_http(server: TestServer, who: str) -> None:
     clients = [await server.login() for _ in range(server_limits.SOCKETS_PER_SESSION_MAX)]
@@ -138,6 +144,7 @@ async def test_a_full_session_is_stopped_over_http(server: TestServer, who: str)
     assert (await clients[0].until("stopped"))["reason"] == reason
 
 
+@BOTH_CARRIERS
 @pytest.mark.parametrize(
     "fields", [{"org": "acme"}, {"user": "bob"}, {"org": "acme", "user": "ann"}, {"user": "ann"}]
 )

@@ -14,7 +14,7 @@ from protocol.metering.states import Phase
 from server import limits as server_limits
 from server.runtime.metrics import Metrics
 from server.transport.open_sockets import Sockets
-from tests.fixtures.server import StartServer, TestServer
+from tests.fixtures.server import BOTH_CARRIERS, StartServer, TestServer
 from tests.server.api import ask
 from tests.server.billed_session import (
     BilledSession,
@@ -27,6 +27,7 @@ from tests.server.billed_session import (
 # --- Going ---------------------------------------------------------------------------
 
 
+@BOTH_CARRIERS
 async def test_reconnect_says_how_far_to_spread(
     server: TestServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -43,6 +44,7 @@ async def test_reconnect_says_how_far_to_spread(
     assert (await third.until("reconnect"))["after_ms"] == 10
 
 
+@BOTH_CARRIERS
 async def test_a_storm_of_clients_is_served(server: TestServer) -> None:
     clients = await asyncio.gather(*(server.login(f"user-{number}") for number in range(150)))
     answers = await asyncio.gather(
@@ -77,6 +79,7 @@ async def test_a_flood_is_rate_limited_and_then_closed(
     monkeypatch.setattr(server_limits, "REQUESTS_BURST", 10_000)
 
 
+@BOTH_CARRIERS
 async def test_a_socket_that_slows_down_is_forgiven(
     scene: BilledSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -139,6 +142,7 @@ async def test_only_a_proxy_says_who_stands_behind_it(
     assert server.process.sockets._by_network == {"127.0.0.1": 1, "198.51.100.7": 1}
 
 
+@BOTH_CARRIERS
 @pytest.mark.usefixtures("patience")
 async def test_too_many_sessions_of_an_account_are_refused(
     start_server: StartServer, monkeypatch: pytest.MonkeyPatch
@@ -169,6 +173,7 @@ async def test_too_many_sessions_of_an_account_are_refused(
     assert len(list(one.process.registry)) == 2
 
 
+@BOTH_CARRIERS
 async def test_ids_that_are_made_up_leave_nothing_behind(scene: BilledSession) -> None:
     registry = scene.server.process.registry
     for number in range(50):
@@ -234,6 +239,7 @@ async def test_a_page_of_an_allowed_site_is_served(start_server: StartServer) ->
         await server.connect(additional_headers={"Origin": "https://evil.example"})
 
 
+@BOTH_CARRIERS
 async def test_a_client_that_vanishes_while_it_connects_is_no_error(
     scene: BilledSession, caplog: pytest.LogCaptureFixture
 ) -> None:
