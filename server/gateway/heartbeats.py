@@ -12,6 +12,7 @@ import asyncio
 import itertools
 from collections.abc import Iterator
 
+from protocol.metering.session import session_key
 from protocol.wire import messages
 from protocol.wire.errors import ErrorCode, PeerError, ProtocolError, ServiceError
 from server import limits as server_limits
@@ -39,8 +40,6 @@ class HttpPresence:
         self.heartbeat_at = presences.process.clock.now()
         """When the last heartbeat came in."""
         self.alive_until = 0
-        self.left_at: int | None = None
-        """When the user took leave, if the first heartbeat was still waiting for its answer."""
         self._presences = presences
         self._timer: Timer | None = None
 
@@ -55,12 +54,11 @@ class HttpPresence:
         """Does nothing: without a socket, the proof lasts until ``alive_until``."""
 
     def farewell(self, at_ms: int) -> None:
-        """Ends the proof of earlier heartbeats, because the user took leave."""
-        if self.heartbeat_at > at_ms:
-            return
-        if self.local is None:
-            self.left_at = at_ms
-        else:
+        """Ends the proof of earlier heartbeats, because the user took leave.
+
+        A first heartbeat that waits for its answer compares itself when the answer is there.
+        """
+        if self.local is not None and self.heartbeat_at <= at_ms:
             self._presences.lose(self, at_ms)
 
     def left(self, local: LocalSession) -> None:
@@ -128,6 +126,8 @@ class Heartbeats:
         if len(self._presences) >= server_limits.HEARTBEAT_SESSIONS_MAX:
             raise ServiceError("too many sessions live by heartbeats on this process")
         presence = HttpPresence(self, key)
+        here = self.process.registry.local_sessions.get(session_key(*key))
+        known_at = here.service.farewell_at if here is not None else 0
         answered: asyncio.Future[messages.Session] = asyncio.get_running_loop().create_future()
 
         def shown(message: messages.ServerMessage | bytes) -> None:
@@ -151,8 +151,10 @@ class Heartbeats:
             if isinstance(error, TimeoutError):
                 raise ServiceError("the session store does not answer") from None
             raise
-        if presence.left_at is not None:
-            self.process.registry.unsubscribe(local, presence, presence.left_at)
+        farewell_at = local.service.farewell_at
+        if known_at < farewell_at >= presence.heartbeat_at:
+            # The user has taken leave since this heartbeat came in, here or on another process.
+            self.process.registry.unsubscribe(local, presence, farewell_at)
         elif presence in local.subscribers:
             presence.local = local
             before = self._presences.get(key)

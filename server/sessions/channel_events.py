@@ -120,9 +120,10 @@ class ChannelEvents:
 
     def _look_at(self, local: LocalSession, heard: EventCounts) -> None:
         now_ms, told = self.registry.clock.now(), local.seen_counts
-        if told.breaks > heard.breaks and _is_only_observed(local):
+        if told.breaks > heard.breaks and _hears_only_here(local, now_ms):
             self.registry.run(self._catch_up(local))
-            return
+            if _is_only_observed(local):
+                return
         if told.recalls > heard.recalls and local.meter.recall(now_ms):
             self.registry.metrics.recalls.inc()
         if told.changes > heard.changes:
@@ -164,15 +165,15 @@ class ChannelEvents:
                 )
 
     async def _catch_up(self, local: LocalSession) -> None:
-        """Shows observers the steps that this process has not heard.
+        """Takes what this process has not heard, for observers and heartbeats.
 
         Tries again until the read succeeds or the local session is cleared.
         """
         identity = local.meter.session.identity
         for failures in itertools.count(1):
-            if self.registry.local_sessions.get(local.key) is not local or not _is_only_observed(
-                local
-            ):
+            now_ms = self.registry.clock.now()
+            is_known = self.registry.local_sessions.get(local.key) is local
+            if not (is_known and _hears_only_here(local, now_ms)):
                 return
             try:
                 found = await self._read(identity)
@@ -185,6 +186,7 @@ class ChannelEvents:
         now_ms = self.registry.clock.now()
         if found is not None:
             local.meter.read(found.session, found.notices, now_ms)
+            local.service.farewell(found.farewell_at)
         local.meter.changed(now_ms)
         local.drain()
 
@@ -284,6 +286,14 @@ class ChannelEvents:
 def _is_only_observed(local: LocalSession) -> bool:
     """Whether sockets here only watch a session that other processes keep alive."""
     return bool(local.subscribers) and not local.meter.sockets
+
+
+def _hears_only_here(local: LocalSession, now_ms: int) -> bool:
+    """Whether the session depends on messages that no step's answer repeats.
+
+    Sockets here only watch it, or a heartbeat over HTTP ends with the user's farewell elsewhere.
+    """
+    return _is_only_observed(local) or local.meter.promised_until > now_ms
 
 
 def _misses(local: LocalSession, message: dict[str, Any]) -> bool:

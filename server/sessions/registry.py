@@ -7,6 +7,7 @@ the session does, and hears of other processes' steps on the account's channel.
 
 import asyncio
 import contextlib
+import itertools
 from typing import Any
 
 import msgspec
@@ -30,6 +31,7 @@ from server.sessions.channel_events import ChannelEvents
 from server.sessions.local_session import LocalSession
 from server.sessions.pending_requests import PendingRequest, Subscriber
 from server.sessions.session_table import SessionTable
+from server.sessions.step_pipeline import retry_after_ms
 from server.transport.frames import text_frame
 from storage.redis.live import FoundSession, Live, LiveError
 
@@ -188,6 +190,7 @@ class SessionRegistry(SessionTable):
                     again = await self.live.attach(*name, read_only=True)
                 found = again or found
         local.meter.read(found.session, found.notices, self.clock.now())
+        local.service.farewell(found.farewell_at)
         return local
 
     async def _depart(self, session: SessionState) -> None:
@@ -365,9 +368,15 @@ class SessionRegistry(SessionTable):
         local.drain()
 
     async def _tell_farewell(self, local: LocalSession, at_ms: int) -> None:
-        identity = local.meter.session.identity
-        message = {"farewell": identity.session_id, "at": at_ms}
-        await self.live.tell(identity.tenant, identity.account_id, message)
+        for failures in itertools.count(1):
+            try:
+                await self.live.farewell(local.meter.session.identity, at_ms)
+                break
+            except LiveError as error:
+                log.warning("farewell_not_told", session=local.key, error=str(error))
+                await asyncio.sleep(retry_after_ms(failures) / 1000)
+            if self.local_sessions.get(local.key) is not local or not local.meter.sockets:
+                return  # a step tells it, or the session has ended
         local.meter.farewell_told(at_ms)
 
     def request(

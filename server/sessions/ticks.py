@@ -143,7 +143,8 @@ class TickService:
     """
 
     __slots__ = (
-        "_asked_at", "_is_awaited", "_is_awaiting", "_local", "_newcomers", "groups", "meter",
+        "_asked_at", "_is_awaited", "_is_awaiting", "_local", "_newcomers", "farewell_at",
+        "groups", "meter",
         "observers", "owner", "passive", "proven_until", "served_until", "speed", "template",
         "ticked_at",
     )  # fmt: skip
@@ -162,6 +163,8 @@ class TickService:
         self.template = tick_template(meter.session.identity.session_id)
         self.served_until = 0
         """The last value of ``fresh_until``; 0 after a change of the sockets."""
+        self.farewell_at = 0
+        """When the user last took leave of the session, as far as is known here."""
         self.ticked_at = 0
         """When the last tick went out on this process."""
         self.proven_until = 0
@@ -274,7 +277,13 @@ class TickService:
             self._proven(now_ms)
 
     def farewell(self, at_ms: int) -> None:
-        """Ends proofs in advance that are older than the user's farewell."""
+        """Ends proofs in advance that are older than the user's farewell.
+
+        A heartbeat that is joining compares itself with ``farewell_at`` afterwards.
+        """
+        if at_ms <= self.farewell_at:
+            return
+        self.farewell_at = at_ms
         for subscriber in self.subscribers:
             isolated("farewell", subscriber.farewell, at_ms, session=self.key)
 

@@ -18,7 +18,7 @@ from redis.asyncio import Redis
 from redis.exceptions import NoScriptError, RedisError
 
 from protocol import limits
-from protocol.metering.session import SessionState
+from protocol.metering.session import Identity, SessionState
 from protocol.metering.steps import Step
 from storage import limits as storage_limits
 from storage.redis.beats import Beat, ClusterView
@@ -62,6 +62,8 @@ class FoundSession(msgspec.Struct, frozen=True):
     """The kept notices, oldest first."""
     nodes: frozenset[str]
     """The processes that have sockets of the session."""
+    farewell_at: int = 0
+    """When the user last took leave of the session; 0: never."""
 
 
 class Oldest(NamedTuple):
@@ -82,6 +84,7 @@ class Live(LiveCounters, LiveProcesses):
         """A number for each step that is sent; with the process's name it is unique."""
         self._commit = Script(redis, "commit")
         self._attach = Script(redis, "attach")
+        self._farewell = Script(redis, "farewell")
         self._oldest = Script(redis, "oldest")
         self._prepare = Script(redis, "prepare")
 
@@ -191,7 +194,7 @@ class Live(LiveCounters, LiveProcesses):
         the account's channel even if one process alone serves it.
         """
         keys = self.keys
-        fields, notices, nodes = await self._attach(
+        fields, notices, nodes, farewell_at = await self._attach(
             [
                 keys.session(tenant, session_id),
                 keys.notices(tenant, session_id),
@@ -206,7 +209,18 @@ class Live(LiveCounters, LiveProcesses):
             session=session_of(fields),
             notices=tuple(reversed(notices)),
             nodes=frozenset(node.decode() for node in nodes),
+            farewell_at=int(farewell_at),
         )
+
+    async def farewell(self, identity: Identity, at_ms: int) -> None:
+        """Tells all processes that the user took leave of a session.
+
+        Processes that join later read it (``FoundSession.farewell_at``).
+        """
+        tenant, session_id = identity.tenant, identity.session_id
+        channel = self.keys.channel(tenant, identity.account_id)
+        key = self.keys.session(tenant, session_id)
+        await self._farewell([key], [session_id, at_ms, self.publish, channel])
 
     async def confirm_preparation(
         self, tenant: str, session_id: str, preparation: str, expires_at: int

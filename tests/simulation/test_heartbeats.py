@@ -18,7 +18,9 @@ from server.access.principals import Principal
 from server.access.rate_limits import UserStarts
 from server.gateway.heartbeats import Heartbeats
 from server.runtime.rate_card_file import load_rate_card
+from server.sessions import registry
 from storage.audit import audit_live, audit_record
+from storage.redis.live import LiveError
 from tests.fixtures.database import Connection
 from tests.simulation.cluster import Browser, Cluster, Node
 
@@ -275,6 +277,127 @@ async def test_farewell_during_first_heartbeat(
     await asyncio.gather(beat, joined, closed, return_exceptions=True)
     await cluster.advance(server_limits.HEARTBEAT_PROOF_MS + CHAT.reconnect_grace_ms)
     assert await ended_at(cluster, connection) == 0
+
+
+@pytest.mark.parametrize("when", [0, 1, 2, 3])
+@pytest.mark.parametrize("others", [0, 1])
+async def test_farewell_elsewhere_during_first_heartbeat(
+    cluster: Cluster,
+    node: Node,
+    connection: Connection,
+    monkeypatch: pytest.MonkeyPatch,
+    when: int,
+    others: int,
+) -> None:
+    """The socket closes around the reads of the heartbeat's process.
+
+    That process reads the session once more when it listens to the account. The other socket, if
+    any, is cut later.
+    """
+    await cluster.grant(10 * CREDIT)
+    second = await cluster.node()
+    phone, browser, other = Phone(second), node.browser(), node.browser("2")
+    await browser.start("chat-1", CHAT)
+    if others:
+        await other.start("chat-1", CHAT)
+    await cluster.advance(30_000)
+    await close_while_read(second, browser, monkeypatch, when)
+    await phone.beat()
+    if others:
+        other.cut()
+        await cluster.advance(20_000)
+        await other.close()
+    await cluster.advance(server_limits.HEARTBEAT_PROOF_MS + CHAT.reconnect_grace_ms)
+    assert await ended_at(cluster, connection) == 30_000
+
+
+async def close_while_read(
+    node: Node, browser: Browser, monkeypatch: pytest.MonkeyPatch, when: int
+) -> None:
+    """Closes a socket before or after an attach of a process.
+
+    ``when`` counts these instants.
+    """
+    real, instants = node.live.attach, 0
+
+    async def instant() -> None:
+        nonlocal instants
+        if instants == when:
+            await browser.close()
+            await browser.node.registry.idle()
+        instants += 1
+
+    async def attach(*asked: Any, **options: Any) -> Any:
+        await instant()
+        found = await real(*asked, **options)
+        await instant()
+        return found
+
+    monkeypatch.setattr(node.live, "attach", attach)
+
+
+@pytest.mark.parametrize("others", [0, 1])
+async def test_farewell_reaches_process_that_missed_message(
+    cluster: Cluster,
+    node: Node,
+    connection: Connection,
+    monkeypatch: pytest.MonkeyPatch,
+    others: int,
+) -> None:
+    """The heartbeat's process is not subscribed while the socket closes."""
+    await cluster.grant(10 * CREDIT)
+    second = await cluster.node()
+    phone, browser, other = Phone(second), node.browser(), node.browser("2")
+    await browser.start("chat-1", CHAT)
+    if others:
+        await other.start("chat-1", CHAT)
+    await phone.beat()
+    await cluster.advance(30_000)
+    accounts = second.registry.accounts
+    with monkeypatch.context() as patched:
+        patched.setattr(accounts, "listener", lambda *_: None)
+        await browser.close()
+        await cluster.settle()
+    for account in list(accounts):
+        accounts.listener(account, {})
+    await cluster.settle()
+    if others:
+        other.cut()
+        await cluster.advance(20_000)
+        await other.close()
+    await cluster.advance(server_limits.HEARTBEAT_PROOF_MS + CHAT.reconnect_grace_ms)
+    assert await ended_at(cluster, connection) == 30_000
+
+
+async def test_farewell_is_told_when_redis_is_back(
+    cluster: Cluster, node: Node, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Redis does not answer at first when one of two sockets closes."""
+    await cluster.grant(10 * CREDIT)
+    phone, browser, other = Phone(await cluster.node()), node.browser(), node.browser("2")
+    await browser.start("chat-1", CHAT)
+    await other.start("chat-1", CHAT)
+    await phone.beat()
+    await cluster.advance(30_000)
+    real, asked = node.live.farewell, 0
+
+    async def late(*arguments: Any) -> None:
+        nonlocal asked
+        asked += 1
+        if asked <= 2:
+            raise LiveError("no answer")
+        await real(*arguments)
+
+    monkeypatch.setattr(node.live, "farewell", late)
+    monkeypatch.setattr(registry, "retry_after_ms", lambda _: 0)
+    await browser.close()
+    await cluster.settle()
+    assert asked == 3
+    other.cut()
+    await cluster.advance(20_000)
+    await other.close()
+    await cluster.advance(server_limits.HEARTBEAT_PROOF_MS + CHAT.reconnect_grace_ms)
+    assert await ended_at(cluster, connection) == 30_000
 
 
 async def say_farewell(browser: Browser, how: str) -> None:

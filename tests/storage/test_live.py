@@ -57,6 +57,20 @@ async def test_only_a_join_that_is_no_look_notes_the_process(live: Live) -> None
     assert [one async for one in live.sessions_of_node("node")] == [(TENANT, "chat-1")]
 
 
+async def test_newest_farewell_is_kept_with_session(live: Live) -> None:
+    session = await began(live)
+    for at, newest in ((NOW + 5, NOW + 5), (NOW + 3, NOW + 5), (NOW + 9, NOW + 9)):
+        await live.farewell(session.identity, at)
+        found = await live.attach(TENANT, "chat-1", read_only=True)
+        assert found is not None
+        assert found.farewell_at == newest
+
+
+async def test_farewell_makes_no_session(live: Live) -> None:
+    await live.farewell(starting().meter.session.identity, NOW)
+    assert await live.attach(TENANT, "chat-1", read_only=True) is None
+
+
 async def test_the_outbox_tells_its_oldest_record(live: Live) -> None:
     epoch, oldest = await live.oldest_record(TENANT)
     assert epoch

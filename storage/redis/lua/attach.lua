@@ -10,11 +10,11 @@
 --        4 the user of the socket; '' for any. A session of another user, or one that has
 --          ended, is answered, but the process is not attached
 --
--- Answers {session fields, notices newest first, processes}. If the session is absent, it has
--- no fields, and the process is not attached.
+-- Answers {session fields, notices newest first, processes, when the user last took leave}. If
+-- the session is absent, it has no fields, and the process is not attached.
 
 local found = redis.call('HMGET', KEYS[1], 'identity', 'standing', 'grant', 'final', 'mark')
-if not found[1] then return {{}, {}, {}} end
+if not found[1] then return {{}, {}, {}, '0'} end
 local user = cjson.decode(found[1]).user_id
 if ARGV[1] ~= '' and (ARGV[4] == '' or ARGV[4] == user)
   and cjson.decode(found[2]).phase ~= 'ended' then
@@ -22,4 +22,5 @@ if ARGV[1] ~= '' and (ARGV[4] == '' or ARGV[4] == user)
   redis.call('SADD', KEYS[4], ARGV[2])
 end
 if ARGV[3] == '1' then redis.call('HSET', KEYS[1], 'watched', '1') end
-return {found, redis.call('LRANGE', KEYS[2], 0, -1), redis.call('SMEMBERS', KEYS[3])}
+return {found, redis.call('LRANGE', KEYS[2], 0, -1), redis.call('SMEMBERS', KEYS[3]),
+  redis.call('HGET', KEYS[1], 'farewell') or '0'}

@@ -33,7 +33,8 @@
 --   held      no offer fits, but only because other sessions hold the rest: they are asked to
 --             give back what they do not need; detail is the limit
 --   left      the process has left; others still have sockets. With farewell_at the others
---             learn when the user said good-bye: earlier proofs in advance end then
+--             learn when the user said good-bye: earlier proofs in advance end then. A process
+--             that is joining learns it from the session (see farewell.lua)
 --   gone      the session, or its newest step, is not here any more: Redis came back empty,
 --             or as a replica that lacks the last writes (see assert.lua)
 --   outdated  since the caller looked up the session's terms, a preparation has come, or
@@ -84,6 +85,9 @@ local version = newest[1]
 if step.leaving then
   call('SREM', KEYS[3], step.node)
   call('SREM', KEYS[10], step.session)
+  if version and step.farewell_at and step.farewell_at > number(KEYS[1], 'farewell') then
+    call('HSET', KEYS[1], 'farewell', whole(step.farewell_at))
+  end
   if version and call('SCARD', KEYS[3]) > 0 then
     if step.farewell_at then
       local message = {farewell = step.id, at = step.farewell_at}
