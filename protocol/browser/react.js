@@ -1,0 +1,313 @@
+/**
+ * Taximeter in React 18.3 and 19: hooks on the stores of a meter and of its sessions.
+ *
+ *     <TaximeterProvider url="/v1/ws" token={fetchToken}>…</TaximeterProvider>
+ *
+ *     const { status, stop } = useSession({ kind: 'chat', id: 'chat-17' });
+ *     <Clock session="chat-17" />
+ *
+ * A render does nothing but read. A session starts when the first component with its id is
+ * mounted, and it is left when the last one is gone for a macrotask: strict mode, a hot reload
+ * and Suspense mount a component twice, and none of that reaches the bill.
+ */
+
+import {
+  createContext,
+  createElement,
+  memo,
+  useCallback,
+  useContext,
+  useEffect,
+  useInsertionEffect,
+  useLayoutEffect,
+  useMemo,
+  useRef,
+  useState,
+  useSyncExternalStore,
+} from 'react';
+import { Taximeter, TaximeterError } from './taximeter.js';
+
+const OFF = Object.freeze({ status: 'off' });
+const NONE = Object.freeze([]);
+const Context = createContext(null);
+
+const itself = (value) => value;
+const noop = () => {};
+const useLayout = globalThis.document ? useLayoutEffect : useEffect; // 18.3 warns on a server
+
+/** The listeners of each meter that hear when a component has retained a session. */
+const found = new WeakMap();
+const listenersOf = (meter) => {
+  if (!found.has(meter)) found.set(meter, new Set());
+  return found.get(meter);
+};
+
+/** Keeps the newest value for callbacks. */
+function useLatest(value) {
+  const latest = useRef(value);
+  useInsertionEffect(() => {
+    latest.current = value;
+  });
+  return latest;
+}
+
+/**
+ * Gives a meter to the components below.
+ *
+ * Either `meter`, or `url` and `token` for a meter that lives as long as the provider does. The
+ * newest `token` counts, so an inline function is fine. A `token` of null logs out: every
+ * session is left, and no message of the old user is heard. For another user give the provider
+ * another `key`. `initial` has what a server has rendered: `{ meter, sessions: { [id]: view } }`.
+ */
+export function TaximeterProvider({ meter: given, url, token, initial, children }) {
+  const latest = useLatest(token);
+  const make = () => {
+    const current = () => (typeof latest.current === 'function' ? latest.current() : latest.current);
+    return { url, current, meter: new Taximeter({ url, token: current }) };
+  };
+  const [own, setOwn] = useState(() => (given ? null : make()));
+  if (!given && own?.url !== url) setOwn(make());
+  const meter = given ?? own.meter;
+  const isLoggedIn = Boolean(given || token);
+  const wasLoggedIn = useRef(isLoggedIn);
+  useLayout(() => {
+    if (given || wasLoggedIn.current === isLoggedIn) return;
+    wasLoggedIn.current = isLoggedIn;
+    meter.switchUser(isLoggedIn ? own.current : null);
+  });
+  const closing = useRef();
+  useEffect(() => {
+    if (given) return undefined;
+    clearTimeout(closing.current);
+    if (meter.state === 'closed') setOwn(make()); // hidden for a while, and shown again
+    return () => {
+      closing.current = setTimeout(() => meter.close());
+    };
+  }, [given, meter]);
+  const value = useMemo(() => ({ meter, isLoggedIn, initial }), [meter, isLoggedIn, initial]);
+  return createElement(Context.Provider, { value }, children);
+}
+
+function useTaximeter() {
+  const value = useContext(Context);
+  if (!value) throw new Error('This hook needs a <TaximeterProvider> above it.');
+  return value;
+}
+
+/** The meter of the provider, for what no hook does. */
+export function useMeter() {
+  return useTaximeter().meter;
+}
+
+/**
+ * What `select` makes of a store's view; a new render only if that differs.
+ *
+ * `select` may be an inline function. Objects and arrays that it makes are compared by their
+ * fields.
+ */
+function useSelected(subscribe, read, readFirst, select) {
+  const rendered = useRef(null);
+  const [get, getFirst] = useMemo(() => {
+    const choose = chooser(select, rendered);
+    return [() => choose(read()), () => choose(readFirst())];
+  }, [read, readFirst, select]);
+  const value = useSyncExternalStore(subscribe, get, getFirst);
+  useEffect(() => {
+    rendered.current = { value };
+  });
+  return value;
+}
+
+function chooser(select, rendered) {
+  let last = null;
+  return (view) => {
+    if (last?.view === view) return last.value;
+    const value = select(view);
+    const known = last ?? rendered.current;
+    last = { view, value: known && isSame(known.value, value) ? known.value : value };
+    return last.value;
+  };
+}
+
+const isObject = (value) => typeof value === 'object' && value !== null;
+
+function isSame(a, b) {
+  if (Object.is(a, b)) return true;
+  if (!isObject(a) || !isObject(b)) return false;
+  const names = Object.keys(a);
+  return (
+    names.length === Object.keys(b).length && names.every((name) => Object.is(a[name], b[name]))
+  );
+}
+
+/**
+ * Starts a session, or joins it, while the component is mounted and `enabled`.
+ *
+ * Returns the session's view with `pause`, `resume` and `stop`, or what `select` makes of both.
+ * A view changes with every tick: select what you show, and use `<Clock>` for the time.
+ * `metadata`, `counterpartId` and `tickMs` count when the session starts; later changes, and
+ * new objects in each render, start nothing.
+ */
+export function useSession({ kind, id, enabled = true, initial, ...terms }, select = itself) {
+  const { meter, isLoggedIn, initial: given } = useTaximeter();
+  const latest = useLatest(terms);
+  const isOn = Boolean(enabled && isLoggedIn && id);
+  const subscribe = useCallback(
+    (listener) => {
+      if (!isOn || meter.state === 'closed') return noop;
+      const session = meter.retain({ kind, sessionId: id, ...latest.current });
+      const unsubscribe = session.subscribe(listener);
+      for (const call of listenersOf(meter)) call();
+      return () => {
+        unsubscribe();
+        session.release();
+      };
+    },
+    [meter, isOn, kind, id, latest],
+  );
+  const first = initial ?? given?.sessions?.[id] ?? OFF;
+  const [read, readFirst] = useMemo(() => {
+    const actions = actionsOf(meter, id);
+    const extend = chooser((view) => ({ ...view, ...actions }), { current: null });
+    return [
+      () => extend((isOn && meter.find(id)?.getSnapshot()) || OFF),
+      () => extend(first),
+    ];
+  }, [meter, isOn, id, first]);
+  return useSelected(subscribe, read, readFirst, select);
+}
+
+function actionsOf(meter, id) {
+  const act = (name) => async () => {
+    const session = meter.find(id);
+    if (!session) throw new TaximeterError('closed', 'The session does not run here.');
+    return session[name]();
+  };
+  return { pause: act('pause'), resume: act('resume'), stop: act('stop') };
+}
+
+/** The session of this id while components hold it, or the page runs it; else undefined. */
+function useFound(id) {
+  const { meter } = useTaximeter();
+  const subscribe = useCallback(
+    (listener) => {
+      const listeners = listenersOf(meter);
+      listeners.add(listener);
+      return () => listeners.delete(listener);
+    },
+    [meter],
+  );
+  const read = useCallback(() => meter.find(id), [meter, id]);
+  return useSyncExternalStore(subscribe, read, noop);
+}
+
+/** What `select` makes of the meter's view: connection, user, credits, usage, error. */
+function useMeterView(select) {
+  const { meter, initial } = useTaximeter();
+  const readFirst = useCallback(
+    () => initial?.meter ?? meter.getServerSnapshot(),
+    [meter, initial],
+  );
+  return useSelected(meter.subscribe, meter.getSnapshot, readFirst, select);
+}
+
+/** The month's usage as the server pushed it last, or null; or what `select` makes of it. */
+export function useUsage(select = itself) {
+  return useMeterView((view) => select(view.usage));
+}
+
+/**
+ * The account's balance as a number, or null before it is known; or what `select` makes of it.
+ *
+ * `useCredits(Math.floor)` renders once for each whole credit.
+ */
+export function useCredits(select = itself) {
+  return useMeterView((view) => select(view.credits));
+}
+
+/** `{ connection, error }`: whether figures are live, and if not, why. */
+export function useConnection() {
+  return useMeterView(({ connection, error }) => ({ connection, error }));
+}
+
+/**
+ * The newest notices of a session, at most eight, the oldest first.
+ *
+ * `listener` gets each notice that comes while the component is mounted, once.
+ */
+export function useNotices(id, listener) {
+  const session = useFound(id);
+  const latest = useLatest(listener);
+  const heard = useRef(null);
+  const read = useCallback(() => session?.getSnapshot().notices ?? NONE, [session]);
+  const subscribe = useCallback(
+    (call) => {
+      if (!session) return noop;
+      const newest = () => read().at(-1)?.seq ?? -1;
+      if (heard.current?.session !== session) heard.current = { session, seq: newest() };
+      return session.subscribe(() => {
+        for (const notice of read()) {
+          if (notice.seq <= heard.current.seq) continue;
+          heard.current.seq = notice.seq;
+          latest.current?.(notice);
+        }
+        call();
+      });
+    },
+    [session, read, latest],
+  );
+  return useSyncExternalStore(subscribe, read, () => NONE);
+}
+
+/** A duration as `0:07`, `12:30` or `1:02:03`. */
+export function formatClock(elapsedMs) {
+  const seconds = Math.floor(Math.max(0, elapsedMs) / 1000);
+  const pad = (number) => String(number).padStart(2, '0');
+  const [hours, minutes] = [Math.floor(seconds / 3600), Math.floor(seconds / 60) % 60];
+  const head = hours ? `${hours}:${pad(minutes)}` : minutes;
+  return `${head}:${pad(seconds % 60)}`;
+}
+
+/**
+ * The time of a session, as text that is written for each frame that changes it.
+ *
+ * React renders it once: the frames write the text themselves. `figure` may be `elapsed_ms`,
+ * `remaining_ms` or `free_remaining_ms`, `format` makes the text. Other properties go to the
+ * element.
+ */
+export const Clock = memo(function Clock({
+  session: id,
+  figure = 'elapsed_ms',
+  format = formatClock,
+  initial,
+  ...rest
+}) {
+  const { initial: given } = useTaximeter();
+  const session = useFound(id);
+  const element = useRef(null);
+  const latest = useLatest(format);
+  useEffect(() => {
+    if (!session) return undefined;
+    let frame = null;
+    const write = () => {
+      frame = null;
+      const view = session.getSnapshot();
+      const value = (view.receipt ?? session.now() ?? {})[figure];
+      const text = value === undefined || value === null ? '' : latest.current(value);
+      if (text && element.current.textContent !== text) element.current.textContent = text;
+      if (view.status === 'running' && view.live) frame = requestAnimationFrame(write);
+    };
+    const wake = () => {
+      frame ??= requestAnimationFrame(write);
+    };
+    const unsubscribe = session.subscribe(wake);
+    wake();
+    return () => {
+      unsubscribe();
+      cancelAnimationFrame(frame);
+    };
+  }, [session, figure, latest]);
+  const first = useState(() => (initial ?? given?.sessions?.[id])?.[figure] ?? 0)[0];
+  const text = useState(() => format(first))[0];
+  return createElement('span', { role: 'timer', ...rest, ref: element }, text);
+});
