@@ -35,13 +35,6 @@ const itself = (value) => value;
 const noop = () => {};
 const useLayout = globalThis.document ? useLayoutEffect : useEffect; // 18.3 warns on a server
 
-/** The listeners of each meter that hear when a component has retained a session. */
-const found = new WeakMap();
-const listenersOf = (meter) => {
-  if (!found.has(meter)) found.set(meter, new Set());
-  return found.get(meter);
-};
-
 /** Keeps the newest value for callbacks. */
 function useLatest(value) {
   const latest = useRef(value);
@@ -157,7 +150,6 @@ export function useSession({ kind, id, enabled = true, initial, ...terms }, sele
       if (!isOn || meter.state === 'closed') return noop;
       const session = meter.retain({ kind, sessionId: id, ...latest.current });
       const unsubscribe = session.subscribe(listener);
-      for (const call of listenersOf(meter)) call();
       return () => {
         unsubscribe();
         session.release();
@@ -186,19 +178,14 @@ function actionsOf(meter, id) {
   return { pause: act('pause'), resume: act('resume'), stop: act('stop') };
 }
 
-/** The session of this id while components hold it, or the page runs it; else undefined. */
+/** The session of this id that the page has, or had last; undefined before the first. */
 function useFound(id) {
   const { meter } = useTaximeter();
-  const subscribe = useCallback(
-    (listener) => {
-      const listeners = listenersOf(meter);
-      listeners.add(listener);
-      return () => listeners.delete(listener);
-    },
-    [meter],
-  );
-  const read = useCallback(() => meter.find(id), [meter, id]);
-  return useSyncExternalStore(subscribe, read, noop);
+  const read = useMemo(() => {
+    let last;
+    return () => (last = meter.find(id) ?? last);
+  }, [meter, id]);
+  return useSyncExternalStore(meter.subscribe, read, noop);
 }
 
 /** What `select` makes of the meter's view: connection, user, credits, usage, error. */

@@ -32,6 +32,11 @@ export class Store extends EventTarget {
     const view = this._view();
     if (this.#view && isSame(this.#view, view)) return;
     this.#view = Object.freeze(view);
+    this._tell();
+  }
+
+  /** @internal Calls the subscribers. */
+  _tell() {
     for (const call of [...this.#subscribers]) call();
   }
 

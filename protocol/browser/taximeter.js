@@ -138,7 +138,11 @@ export class Taximeter extends Store {
     return session.retain();
   }
 
-  /** The session of this id that this page runs, watches or holds. */
+  /**
+   * The session of this id that this page runs, watches or holds.
+   *
+   * The meter calls its subscribers when there is a new one.
+   */
   find(sessionId) {
     return this.#held.get(sessionId) ?? this.#sessions.get(sessionId);
   }
@@ -208,6 +212,7 @@ export class Taximeter extends Store {
     const session = this.#sessions.get(sessionId) ?? new Session(sessionId, link, lastSeq);
     this.#sessions.set(sessionId, session);
     Object.assign(session, { _request: request, _isOwned: isOwned });
+    this._tell(); // what shows this session finds it now
     if (this.state === 'live') this.#join(session);
     else this.#begin();
     return session;

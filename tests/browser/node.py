@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,14 @@ def run_module(source: str) -> str:
     address = json.dumps((PACKAGE / "taximeter.js").as_uri())
     text = f"const CORE = {address};\n{source}"
     return _run("node", "--input-type=module", "--eval", text, cwd=PACKAGE)
+
+
+def run_script(source: str) -> str:
+    """Runs a classic script in Node; returns its output."""
+    with tempfile.NamedTemporaryFile("w", suffix=".cjs") as file:
+        file.write(source)
+        file.flush()
+        return _run("node", file.name, cwd=PACKAGE)
 
 
 def _run(command: str, *arguments: str, cwd: Path) -> str:

@@ -1,0 +1,17 @@
+// What a test of the React bindings needs, bundled by esbuild into one script.
+import * as React from 'react';
+import * as ReactDOM from 'react-dom';
+import { createRoot, hydrateRoot } from 'react-dom/client';
+import * as client from '../../../protocol/browser/taximeter.js';
+import * as bindings from '../../../protocol/browser/react.js';
+import { page } from './react_page.js';
+
+Object.assign(window, client, bindings, {
+  React,
+  ReactDOM,
+  createRoot,
+  hydrateRoot,
+  page,
+  h: React.createElement,
+  root: createRoot(document.body.appendChild(document.createElement('main'))),
+});

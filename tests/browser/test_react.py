@@ -1,0 +1,387 @@
+"""Tests the React bindings in Chromium, with each version of React that they support."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+from playwright.async_api import Browser
+
+from tests.browser.bundles import bundle
+from tests.browser.fixtures import HARNESS, ClientPage, chromium, mock_server
+from tests.browser.mock_server import (
+    BrowserSocket,
+    MockServer,
+    snapshot,
+    stopped,
+    tick,
+    warning,
+)
+from tests.browser.node import run_script
+
+__all__ = ["chromium", "mock_server"]
+
+APP = """
+() => {
+  window.meter = new Taximeter({ platform, token: () => 'token-1' });
+  window.errors = [];
+  console.error = (...args) => errors.push(args.map(String).join(' '));
+  window.commits = 0;
+  const count = () => { commits += 1; };
+  window.profiled = (child) => h(React.Profiler, { id: 'app', onRender: count }, child);
+  window.app = (...children) => h(React.StrictMode, null,
+    h(TaximeterProvider, { meter }, ...children));
+  window.Chat = ({ id = 'session-1', select, show = (value) => value, ...rest }) => {
+    const value = useSession({ kind: 'chat', id, metadata: { a: 1 }, ...rest },
+      select ?? ((view) => view.status));
+    return h('p', null, show(value));
+  };
+  window.render = (element) => ReactDOM.flushSync(() => root.render(element));
+  window.text = () => document.querySelector('main').textContent;
+  // Effects of a removal run after it; then the deferred leaves are due.
+  window.settle = async () => {
+    await new Promise((done) => setTimeout(done));
+    clock.advance(0);
+  };
+}
+"""
+
+
+@pytest_asyncio.fixture(params=[18, 19], loop_scope="session")
+async def react(
+    request: pytest.FixtureRequest, chromium: Browser, mock_server: MockServer
+) -> AsyncIterator[ClientPage]:
+    """A page with React, the bindings, and a meter in the test's time."""
+    script = bundle("react.js", request.param)
+    page = await chromium.new_page()
+    faults: list[str] = []
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    await page.goto(f"{mock_server.url}/blank")
+    await page.evaluate(HARNESS)
+    await page.evaluate(script)
+    client = ClientPage(page, mock_server)
+    await client.run(APP)
+    yield client
+    errors = await client.run("() => errors")
+    await page.close()
+    assert faults == []
+    assert errors == [], "React has warned"
+
+
+async def begin(react: ClientPage, element: str = "app(h(Chat))") -> BrowserSocket:
+    """Renders ``element``, which starts ``session-1``; returns its connection."""
+    await react.run(f"() => render({element})")
+    line = await react.server.line()
+    await line.welcome()
+    await line.join()
+    await react.run(
+        "() => new Promise((done) => { const look = () =>"
+        " meter.find('session-1')?.getSnapshot().status === 'running' ? done()"
+        " : setTimeout(look); look(); })"
+    )
+    return line
+
+
+async def mark(react: ClientPage, line: BrowserSocket) -> None:
+    """Sends a request that shows that the client has sent nothing before it."""
+    await react.run("() => { settled(meter.find('session-1').pause()); }")
+    await line.receive("pause")
+
+
+async def heard(react: ClientPage, line: BrowserSocket) -> None:
+    """Waits until the page has taken all that was sent to it."""
+    await react.run("() => { window.answer = settled(meter.find('session-1').resume()); }")
+    request = await line.receive("resume")
+    await line.send(type="error", id=request["id"], code="forbidden", message="no", retryable=False)
+    await react.run("() => answer")
+    await react.run("settle")
+
+
+async def test_strict_mode_is_one_start(react: ClientPage) -> None:
+    line = await begin(react)
+    await react.run("settle")
+    await mark(react, line)
+    assert await react.run("text") == "running"
+
+
+async def test_ten_components_are_one_start_and_the_last_leaves(react: ClientPage) -> None:
+    many = "(count) => render(app(...Array.from({ length: count }, (_, key) => h(Chat, { key }))))"
+    await react.run(many, 10)
+    line = await react.server.line()
+    await line.welcome()
+    await line.join()
+    await react.run(many, 1)
+    await react.run("settle")
+    await mark(react, line)
+    await react.run("() => render(app())")
+    await react.run("settle")
+    await line.receive("leave")
+
+
+async def test_another_route_with_the_same_session_sends_nothing(react: ClientPage) -> None:
+    line = await begin(react)
+    await react.run("() => render(app(h('section', null, h(Chat, { key: 'other' }))))")
+    await react.run("settle")
+    await mark(react, line)
+
+
+async def test_new_objects_in_each_render_start_nothing(react: ClientPage) -> None:
+    line = await begin(react)
+    for number in range(3):
+        await react.run(
+            "(number) => render(app("
+            " h(Chat, { metadata: { number }, select: (view) => view.status })))",
+            number,
+        )
+    await react.run("settle")
+    await mark(react, line)
+
+
+async def test_suspense_that_suspends_again_leaves_nothing(react: ClientPage) -> None:
+    await react.run(
+        """() => {
+          window.gates = {};
+          window.Gate = ({ name }) => {
+            const gate = (gates[name] ??= (() => {
+              let open;
+              const promise = new Promise((done) => { open = done; });
+              return { promise, open: () => { gates[name].isOpen = true; open(); } };
+            })());
+            if (!gate.isOpen) throw gate.promise;
+            return null;
+          };
+          window.gated = (name) => app(
+            h(React.Suspense, { fallback: 'wait' }, h(Chat), h(Gate, { name })));
+          render(gated('a'));
+        }"""
+    )
+    await react.run("() => gates.a.open()")
+    line = await react.server.line()
+    await line.welcome()
+    await line.join()
+    await react.run("() => render(gated('b'))")
+    assert "wait" in await react.run("text")
+    await react.run("settle")
+    await react.run("() => gates.b.open()")
+    await react.run("settle")
+    await mark(react, line)
+
+
+async def test_a_disabled_hook_starts_nothing_and_leaves_when_disabled(react: ClientPage) -> None:
+    await react.run("() => render(app(h(Chat, { enabled: false })))")
+    await react.run("settle")
+    assert await react.run("() => meter.state") == "idle"
+    assert await react.run("text") == "off"
+    line = await begin(react)
+    await react.run("() => render(app(h(Chat, { enabled: false })))")
+    await react.run("settle")
+    await line.receive("leave")
+    assert await react.run("text") == "off"
+
+
+async def test_a_new_id_leaves_the_old_session(react: ClientPage) -> None:
+    line = await begin(react)
+    await react.run("() => render(app(h(Chat, { id: 'session-2' })))")
+    start = await line.receive("start")
+    assert start["session_id"] == "session-2"
+    await react.run("settle")
+    assert (await line.receive("leave"))["session_id"] == "session-1"
+
+
+async def test_actions_come_with_the_view(react: ClientPage) -> None:
+    line = await begin(
+        react, "app(h(Chat, { select: (view) => { window.view = view; return view.status; } }))"
+    )
+    await react.run("() => { window.answer = settled(view.stop()); }")
+    request = await line.receive("stop")
+    await line.send(**{**stopped(1), "id": request["id"]})
+    assert (await react.run("() => answer"))["value"]["type"] == "stopped"
+    await react.run("settle")
+    assert await react.run("text") == "ended"
+    await react.run("() => { view = null; render(app()); }")
+    await react.run("settle")
+    assert not (await react.run("() => meter.find('session-1') !== undefined"))
+
+
+# Commits
+
+
+@pytest.mark.parametrize(
+    ("child", "expected"),
+    [
+        ("h(Chat, { select: (view) => view.status })", 0),
+        ("h(Chat, { select: ({ status, paid }) => ({ status, paid }), show: JSON.stringify })", 1),
+        ("h(Clock, { session: 'session-1' })", 0),
+        ("h(Coins)", 1),
+    ],
+)
+async def test_ticks_commit_only_what_is_shown(
+    react: ClientPage, child: str, expected: int
+) -> None:
+    """For 60 s of ten ticks a second, from 2.5 credits down to one."""
+    await react.run("() => { window.Coins = () => h('b', null, useCredits(Math.floor)); }")
+    line = await begin(react, f"app(h(Chat, {{ key: 'holder' }}), profiled({child}))")
+    await heard(react, line)
+    await react.run("() => { commits = 0; }")
+    await react.run("() => { for (let i = 0; i < 5; i++) clock.advance(100); }")
+    for elapsed_ms in range(30_000, 150_000, 200):
+        await line.send(**tick(elapsed_ms))
+    await heard(react, line)
+    assert await react.run("() => commits") == expected
+
+
+async def test_the_clock_writes_its_text_itself(react: ClientPage) -> None:
+    line = await begin(react, "app(h(Chat), h(Clock, { session: 'session-1', id: 'clock' }))")
+    await react.run("() => clock.advance(7_400)")
+    await react.page.wait_for_function(
+        "() => document.querySelector('#clock').textContent === '0:07'"
+    )
+    await line.send(**tick(65_000))
+    await react.page.wait_for_function(
+        "() => document.querySelector('#clock').textContent === '1:05'"
+    )
+    assert await react.run("() => document.querySelector('#clock').role") == "timer"
+
+
+async def test_a_clock_may_be_mounted_before_its_session_starts(react: ClientPage) -> None:
+    await react.run("() => render(app(h(Clock, { session: 'session-1', id: 'clock' })))")
+    line = await begin(react, "app(h(Clock, { session: 'session-1', id: 'clock' }), h(Chat))")
+    await line.send(**tick(65_000))
+    await react.page.wait_for_function(
+        "() => document.querySelector('#clock').textContent === '1:05'"
+    )
+
+
+async def test_a_thousand_mounts_keep_nothing(react: ClientPage) -> None:
+    line = await begin(react)
+    await react.run(
+        """async () => {
+          window.refs = [];
+          for (let i = 0; i < 1000; i++) {
+            const id = `mount-${i}`;
+            render(app(h(Chat, { key: id, id })));
+            refs.push(new WeakRef(meter.find(id)));
+            if (i % 50 === 49) await settle();
+          }
+          render(app());
+          await settle();
+        }"""
+    )
+    assert await react.run("() => meter.find('mount-999') === undefined")
+    await react.run("() => clock.advance(10_000)")  # the starts get no answer
+    assert await react.run("() => [...clock.timers].length") <= 3
+    session = await react.page.context.new_cdp_session(react.page)
+    await session.send("HeapProfiler.collectGarbage")
+    kept = await react.run("() => refs.filter((ref) => ref.deref()).length")
+    assert kept <= 1  # React keeps the last tree that it removed
+    assert line.is_open
+
+
+# Notices, credits, usage and connection
+
+
+async def test_a_notice_is_heard_once(react: ClientPage) -> None:
+    await react.run(
+        "() => { window.notices = []; window.Toasts = () => { useNotices('session-1',"
+        " (notice) => notices.push(notice.seq)); return null; }; }"
+    )
+    line = await begin(react, "app(h(Toasts), h(Chat))")
+    await line.send(**warning(1))
+    await line.send(**{**warning(2), "type": "limit_cleared"})
+    await heard(react, line)
+    await react.run("() => render(app(h(Chat), h(Toasts)))")
+    line.cut()
+    await react.page.wait_for_function("() => meter.state === 'reconnecting'")
+    await react.advance(10_000)
+    again = await react.server.line()
+    await again.welcome()
+    start = await again.receive("start")
+    assert start["last_seq"] == 2
+    missed = [warning(2), warning(3)]
+    await again.answer(start, **snapshot(seq=3, missed=missed))
+    await heard(react, again)
+    assert await react.run("() => notices") == [1, 2, 3]
+
+
+async def test_credits_usage_and_connection_are_shown(react: ClientPage) -> None:
+    await react.run(
+        """() => {
+          window.Status = () => h('p', null, [useConnection().connection, useCredits(),
+            useUsage((usage) => usage?.member_used_ms ?? '-')].join(' '));
+          render(app(h(Status), h(Chat)));
+        }"""
+    )
+    line = await react.server.line()
+    await line.welcome()
+    await line.join()
+    usage = {"member_used_ms": 60_000, "member_limit_ms": None}
+    await line.send(type="usage", month="2026-11", org_used_ms=None, org_limit_ms=None, **usage)
+    await react.page.wait_for_function("() => text() === 'live 2.5 60000running'")
+
+
+# A provider's own meter
+
+
+async def test_a_provider_makes_one_meter_and_closes_it(react: ClientPage) -> None:
+    await react.run(
+        """() => {
+          window.own = (token) => h(React.StrictMode, null, h(TaximeterProvider,
+            { url: '/v1/ws', token: token && (() => token) },
+            h(() => { window.meter = useMeter(); return h(Chat); })));
+          window.shown = own('token-1'); render(shown);
+        }"""
+    )
+    line = await react.server.line()
+    assert (await line.welcome())["token"] == "token-1"
+    await line.join()
+    await react.run("() => { window.first = meter; render(null); }")
+    await line.receive_close()
+    assert await react.run("() => first.state") == "closed"
+    assert not react.server.has_new_line()
+
+
+async def test_a_provider_logs_out_and_in(react: ClientPage) -> None:
+    await react.run(
+        """() => {
+          window.Inner = () => { window.meter = useMeter(); return h(Chat); };
+          window.own = (token) => h(React.StrictMode, null, h(TaximeterProvider,
+            { url: '/v1/ws', token: token && (() => token) }, h(Inner)));
+          render(own('token-1'));
+        }"""
+    )
+    line = await react.server.line()
+    await line.welcome()
+    await line.join()
+    await react.run("() => render(own(null))")
+    await line.receive_close()
+    assert await react.run("() => meter.state") == "idle"
+    assert await react.run("text") == "off"
+    await react.run("() => render(own('token-2'))")
+    line = await react.server.line()
+    assert (await line.welcome())["token"] == "token-2"
+    await line.join()
+    await react.page.wait_for_function("() => text() === 'running'")
+
+
+# Server render
+
+
+async def test_a_server_render_is_taken_over_without_a_mismatch(react: ClientPage) -> None:
+
+    version = await react.run("() => parseInt(React.version)")
+    html = run_script(bundle("react_server.js", version))
+    assert "running" in html
+    assert "1:05" in html
+    assert "4.5" in html
+    await react.run(
+        """(html) => {
+          const place = document.body.appendChild(document.createElement('div'));
+          place.innerHTML = html;
+          ReactDOM.flushSync(() => hydrateRoot(place, page(meter),
+            { onRecoverableError: (error) => errors.push(String(error)) }));
+        }""",
+        html,
+    )
+    line = await react.server.line()
+    await line.welcome()
+    await line.join(elapsed_ms=66_000)
+    await react.page.wait_for_function("() => document.body.textContent.includes('1:06')")
