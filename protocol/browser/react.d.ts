@@ -90,7 +90,7 @@ export function useUsage<Selected>(select: (usage: Usage | null) => Selected): S
 
 /** The account's balance, or null before it is known; or what `select` makes of it. */
 export function useCredits(): number | null;
-export function useCredits<Selected>(select: (credits: number | null) => Selected): Selected;
+export function useCredits<Selected>(select: (credits: number) => Selected): Selected | null;
 
 /** Whether figures are live, and if not, why. */
 export function useConnection(): { connection: ConnectionState; error: TaximeterError | null };

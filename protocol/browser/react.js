@@ -209,7 +209,7 @@ export function useUsage(select = itself) {
  * `useCredits(Math.floor)` renders once for each whole credit.
  */
 export function useCredits(select = itself) {
-  return useMeterView((view) => select(view.credits));
+  return useMeterView(({ credits }) => (credits === null ? null : select(credits)));
 }
 
 /** `{ connection, error }`: whether figures are live, and if not, why. */

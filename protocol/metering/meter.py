@@ -256,7 +256,7 @@ class Meter(MeterState):
         return self._intents.abandon()
 
     def note_again(self, now_ms: int) -> None:
-        """Claims, because Redis does not count this process among those that have sockets."""
+        """Claims, because Redis does not list this process for the session."""
         self._unnoted = self._unnoted or self.sockets > 0
         self._plan(now_ms)
 

@@ -275,7 +275,7 @@ class MeterState:
 
     @property
     def _ends_at(self) -> int:
-        """The instant at which running time is at its end, as far as this process can know.
+        """When running time ends, as far as this process can know.
 
         While a doubt is open, that is no earlier than the doubt's deadline. Time that turns out to
         be a gap is not counted, so the time since the join ends that much later.
@@ -288,7 +288,7 @@ class MeterState:
 
     @property
     def _gap_ms(self) -> int:
-        """Counted time here that a step on its way, or the next one, drops as a gap."""
+        """Counted time that a pending or next step drops as a gap."""
         dropped_ms = 0 if self._asked is None else self._dropped_ms(self._asked.standing)
         if dropped_ms or self._doubt is None or not self._doubt.is_over:
             return dropped_ms

@@ -167,7 +167,7 @@ def _instant(request: Request, name: str) -> int | None:
 async def _live(
     process: Process, tenant: str, page: tuple[SessionRow, ...]
 ) -> dict[str, SessionState]:
-    """Those sessions of a page that have not ended in the record, as Redis has them."""
+    """A page's sessions that have not ended in the record, from Redis."""
     asked = [row.session_id for row in page if row.state == "live"]
     if not asked:
         return {}
@@ -183,7 +183,7 @@ async def _live(
 def _listed(
     process: Process, row: SessionRow, live: SessionState | None, *, is_for_user: bool
 ) -> SessionListed:
-    """One row of the list, with what Redis knows of a session that lives in the record.
+    """A row of the list; Redis completes that of a live session.
 
     Redis has the end of a session a moment before the record has it.
     """

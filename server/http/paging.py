@@ -1,4 +1,4 @@
-"""Pages of a list: their size, and the cursor that asks for the page after one.
+"""Pages of a list: their size, and the cursor of the next.
 
 A cursor has the key of a page's last row. Clients treat it as opaque, so only text that a page gave
 is accepted: any other text gets ``bad_message``.

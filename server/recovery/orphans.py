@@ -79,7 +79,7 @@ class Orphans:
         raise ServiceError("one step of the session follows another")
 
     async def reconcile(self) -> None:
-        """Looks after sessions that Redis lists here without a socket, or does not list here.
+        """Looks after sessions that Redis lists here wrongly, or omits.
 
         Redis may carry out a command after this process has given up on it, when Redis is slow.
         Then a session has started that no client wants any more, or this process is noted where its
@@ -150,7 +150,7 @@ class Orphans:
 
 
 def _is_served(local: LocalSession) -> bool:
-    """Whether Redis must list this process: it has sockets of the session, and no step goes on."""
+    """Whether Redis must list this process, with sockets and no pending step."""
     meter = local.meter
     return meter.sockets > 0 and meter.session.standing.version > 0 and meter.asked is None
 

@@ -106,7 +106,7 @@ class SessionRow(msgspec.Struct, frozen=True):
 
     @property
     def end(self) -> SessionEnded:
-        """The recorded end of a session in the state ``ended``: the figures of its receipt."""
+        """The recorded end of a session: its receipt's figures."""
         assert self.state == "ended"
         known = set(self.__struct_fields__) & set(SessionEnded.__struct_fields__)
         return SessionEnded(

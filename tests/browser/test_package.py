@@ -30,18 +30,39 @@ session.getSnapshot().credits;
 export { end, view };
 """
 
+REACT = """
+import { createElement } from 'react';
+import { Clock, TaximeterProvider, useCredits, useNotices, useSession } from 'taximeter/react';
+
+function Chat() {
+  const { status, stop } = useSession({ kind: 'chat', id: 'chat-17' });
+  const isPaid: boolean = useSession({ kind: 'chat', id: 'chat-17' }, (session) =>
+    session.status === 'running' && session.paid);
+  const credits: number | null = useCredits(Math.floor);
+  useNotices('chat-17', ({ type, seq }) => console.log(type, seq));
+  return createElement('p', { onClick: () => stop() }, status, isPaid, credits,
+    createElement(Clock, { session: 'chat-17', className: 'clock' }));
+}
+export const app = createElement(TaximeterProvider, { token: async () => 'token' },
+  createElement(Chat));
+"""
+
 
 @pytest.mark.parametrize("resolution", ["bundler", "node16", "nodenext"])
 def test_an_app_compiles_against_the_types(tmp_path: Path, resolution: str) -> None:
     (tmp_path / "app.ts").write_text(APP)
     (tmp_path / "package.json").write_text('{"type": "module"}')
-    (tmp_path / "node_modules").mkdir()
-    (tmp_path / "node_modules" / "taximeter").symlink_to(PACKAGE)
+    (tmp_path / "react.ts").write_text(REACT)
+    modules = tmp_path / "node_modules"
+    modules.mkdir()
+    (modules / "taximeter").symlink_to(PACKAGE)
+    for name in ("react", "@types"):
+        (modules / name).symlink_to(PACKAGE / "node_modules" / name)
     module = {"bundler": "esnext"}.get(resolution, resolution)
-    options = {"strict": True, "noEmit": True, "target": "es2022", "lib": ["es2022", "dom"]}
+    options = {"strict": True, "noEmit": True, "target": "es2022", "lib": ["es2023", "dom"]}
     config = {**options, "module": module, "moduleResolution": resolution, "types": []}
     (tmp_path / "tsconfig.json").write_text(
-        json.dumps({"compilerOptions": config, "files": ["app.ts"]})
+        json.dumps({"compilerOptions": config, "files": ["app.ts", "react.ts"]})
     )
     assert run_tool("tsc", "-p", "tsconfig.json", cwd=tmp_path) == ""
 
