@@ -1,4 +1,4 @@
-"""Tests the React bindings in Chromium, with each version of React that they support."""
+"""Tests the React bindings in Chromium, with each supported React."""
 
 from collections.abc import AsyncIterator
 
@@ -50,7 +50,7 @@ APP = """
 async def react(
     request: pytest.FixtureRequest, chromium: Browser, mock_server: MockServer
 ) -> AsyncIterator[ClientPage]:
-    """A page with React, the bindings, and a meter in the test's time."""
+    """A page with React, the bindings, and a meter in test time."""
     script = bundle("react.js", request.param)
     page = await chromium.new_page()
     faults: list[str] = []
@@ -82,7 +82,7 @@ async def begin(react: ClientPage, element: str = "app(h(Chat))") -> BrowserSock
 
 
 async def mark(react: ClientPage, line: BrowserSocket) -> None:
-    """Sends a request that shows that the client has sent nothing before it."""
+    """Sends a request: the client has sent nothing before it."""
     await react.run("() => { settled(meter.find('session-1').pause()); }")
     await line.receive("pause")
 
@@ -217,7 +217,7 @@ async def test_actions_come_with_the_view(react: ClientPage) -> None:
 async def test_ticks_commit_only_what_is_shown(
     react: ClientPage, child: str, expected: int
 ) -> None:
-    """For 60 s of ten ticks a second, from 2.5 credits down to one."""
+    """For 60 s of ten ticks a second, down to one credit."""
     await react.run("() => { window.Coins = () => h('b', null, useCredits(Math.floor)); }")
     line = await begin(react, f"app(h(Chat, {{ key: 'holder' }}), profiled({child}))")
     await heard(react, line)
