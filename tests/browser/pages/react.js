@@ -4,9 +4,11 @@ import * as ReactDOM from 'react-dom';
 import { createRoot, hydrateRoot } from 'react-dom/client';
 import * as client from '../../../protocol/browser/taximeter.js';
 import * as bindings from '../../../protocol/browser/react.js';
+import * as legacy from '../../../protocol/browser/react-legacy.js';
 import { page } from './react_page.js';
 
 Object.assign(window, client, bindings, {
+  legacy,
   React,
   ReactDOM,
   createRoot,
