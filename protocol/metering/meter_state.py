@@ -443,7 +443,7 @@ class MeterState:
             present=self.sockets > 0,
             farewell_at=self._farewell_at,
             rest=self._rest(now_ms),
-            yields=now_ms < self._yields_until,
+            yields=self._yields(now_ms),
             refreshed=self._refreshed,
             response_ms=self.response_ms,
             share_until=self._share_until(now_ms),
@@ -471,9 +471,16 @@ class MeterState:
     def _burns_alone(self) -> bool:
         return self.account.burns_alone(self.session.identity.session_id)
 
+    def _yields(self, now_ms: int) -> bool:
+        """Whether another session waits for credits that this one could hold.
+
+        A session that begins meanwhile was not recalled itself, but yields too.
+        """
+        return now_ms < max(self._yields_until, self.account.yields_until)
+
     def _rest(self, now_ms: int) -> Rest:
         """What is left on the counters that the session draws on alone."""
-        if now_ms < self._yields_until:
+        if self._yields(now_ms):
             return NO_REST
         session, account = self.session, self.account
         session_id, standing = session.identity.session_id, session.standing

@@ -105,6 +105,7 @@ class AccountProjection:
         "_beginnings", "_begun", "_burning", "_dry_at", "_dry_known", "_idle_micros", "_paid_from",
         "_rate", "_since", "_sum_at", "_sum_micros", "account_id", "beginning", "cover", "granted",
         "gross_micros", "lines", "reserved_micros", "revision", "tenant", "uncovered", "version",
+        "yields_until",
     )  # fmt: skip
 
     def __init__(self, tenant: str, account_id: str) -> None:
@@ -123,6 +124,8 @@ class AccountProjection:
         """Micro-credits that sessions about to begin here may be granted meanwhile."""
         self.revision = 0
         """Rises with every change of the data that uncovered time depends on."""
+        self.yields_until = 0
+        """Until then sessions take no more than they need: another one was refused the rest."""
         self.cover: tuple[int, int | None] = (-1, None)
         """The revision that the account's cover was computed from, and the cover's end."""
         self._dry_at: int | None = None

@@ -76,10 +76,10 @@ class Moment(msgspec.Struct, frozen=True):
         standing = msgspec.structs.replace(self.session.standing, **{**noticed, **changes})
         return Settling(self.session.identity, self.month_of, standing)
 
-    def offers(self, settling: Settling, *, shrink: bool = False) -> tuple[Offer, ...]:
+    def offers(self, settling: Settling) -> tuple[Offer, ...]:
         """Returns the possible grants from the standing that a step makes."""
         offer_basis = settling.offer_basis()
-        return offer_basis.offers(shrink=shrink, rest=self.rest, response_ms=self.response_ms)
+        return offer_basis.offers(shrink=self.yields, rest=self.rest, response_ms=self.response_ms)
 
     def shared(self, settling: Settling, offers: tuple[Offer, ...]) -> tuple[Offer, ...]:
         """Returns the ``offers`` within the session's share, if known here."""
@@ -167,7 +167,7 @@ def _running_offers(
     part where others need it, or where a limit was lowered. The offers reach ahead from
     ``present``.
     """
-    offers = moment.shared(present, moment.offers(present, shrink=moment.yields))
+    offers = moment.shared(present, moment.offers(present))
     keep = kept_offer(settling.offer_basis(), moment.session)
     if moment.yields and offers and offers[0].within(keep):
         # This offer is available even if the account owes. A session that kept all of it would be

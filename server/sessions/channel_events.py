@@ -12,6 +12,7 @@ from typing import Any
 
 import structlog
 
+from protocol import limits
 from protocol.metering.effects import RemoteStep
 from protocol.metering.session import Identity, session_key
 from protocol.metering.states import Event
@@ -50,6 +51,9 @@ class ChannelEvents:
         told = account.local_sessions.get(concerned) if concerned else None
         if told is not None:
             isolated_session(told, self._tell, told, message)
+        if message.get("recall"):
+            until = self.registry.clock.now() + limits.REST_YIELD_MS
+            account.projection.yields_until = until
         # A recall frees nothing yet. Only a change of the account is worth a claim.
         is_change = bool(message.get("bumped") or not message.keys() & {"recall", "stop"})
         before = account.event_counts

@@ -5,19 +5,22 @@ See ``traces``.
 
 import pytest
 
-from tests.simulation.actions import Action
+from tests.simulation.actions import Action, Performer
+from tests.simulation.clients import SimulatedClient
 from tests.simulation.driver import Laboratory
 from tests.simulation.mixes import world_of
-from tests.simulation.traces import NODE, act, pay, start, wait
+from tests.simulation.traces import NODE, act, pay, spend, start, wait
 
 pytestmark = pytest.mark.usefixtures("quiet_logs")
 
 
-def _run(lab: Laboratory, seed: int, *actions: Action) -> None:
+def _run(lab: Laboratory, seed: int, *actions: Action) -> list[SimulatedClient]:
     """Runs actions in the world of a seed. Raises the auditor's complaint."""
-    outcome = lab.run(seed, 0, actions=actions, mix=world_of(seed, 0)[1])
+    performers: list[Performer] = []
+    outcome = lab.run(seed, 0, actions=actions, mix=world_of(seed, 0)[1], started=performers.append)
     if outcome.failure is not None:
         raise outcome.failure
+    return performers[0].world.clients
 
 
 def test_session_with_its_share_does_not_claim_in_a_loop(lab: Laboratory) -> None:
@@ -88,3 +91,26 @@ def test_each_increment_of_a_billed_gap_can_be_its_end(lab: Laboratory) -> None:
         act("join", client="c180", node=NODE, session="s176", last_seq=0),
         wait(60),
     )
+
+
+def test_session_that_begins_takes_little_while_another_waits(lab: Laboratory) -> None:
+    """A start waits for its share, and another session starts meanwhile.
+
+    That one was not recalled, and held more than it needed: the first was refused as if a process
+    had not answered, and not for want of credits (seed 92248).
+    """
+    ann = "ann92248"
+    clients = _run(
+        lab,
+        92248,
+        pay(ann, 20_000_000, "p41"),
+        spend(ann, 250_000, "s42"),
+        start("s53", ann, "dear", "c52"),
+        wait(30),
+        start("s60", "bob92248", "six", "c59"),
+        start("s63", ann, "six", "c62"),
+        start("s69", ann, "capped", "c68"),
+        wait(1),
+    )
+    (refusal,) = [one for one in clients[2].messages if one["type"] == "error"]
+    assert refusal["code"] == "limit_reached"
