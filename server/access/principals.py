@@ -92,7 +92,7 @@ class Principal:
         """Raises ``forbidden`` for an operator, who has a user's token too.
 
         PROTOCOL section 2: existing applications keep their paths "for users and keys, not for
-        operators". Calls under those paths that change something call this.
+        operators".
         """
         if self.is_operator:
             raise _forbidden("this call is not for operators")

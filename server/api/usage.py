@@ -20,9 +20,17 @@ from protocol.wire.errors import BadMessageError, ErrorCode, PeerError
 from protocol.wire.fields import SessionId, describe, describe_id
 from server.counters.projections import Month, Projection, hours, project
 from server.http.openapi import ORG, Operation, described
-from server.http.requests import principal_of, process_of, raw_body, read_body
+from server.http.requests import process_of, raw_body, read_body
 from server.http.responses import answer
-from server.http.subjects import ACCOUNT, NOT_KEPT, USER, Subject, asked_for, subject_of
+from server.http.subjects import (
+    ACCOUNT,
+    NOT_KEPT,
+    USER,
+    Subject,
+    application_of,
+    asked_for,
+    subject_of,
+)
 from server.process import Process
 from server.usage.months import months_of
 from server.usage.reported_minutes import MinuteReport, ReportedMinutes
@@ -35,7 +43,7 @@ DAILY: dict[str, Any] = {
     "description": "Whether the month's days are wanted too.",
     "schema": {"type": "boolean", "default": False},
 }
-READING = Operation(tag="usage", roles=("user", "key", "ops"), parameters=(ORG, USER))
+READING = Operation(tag="usage", roles=("user", "key"), parameters=(ORG, USER))
 KIND_DEFAULT = "recording"
 """The kind of what existing applications record, because their requests name none."""
 
@@ -255,8 +263,7 @@ async def track_minute(request: Request) -> Response:
     minute for which the month has no room is refused with `limit_reached`.
     """
     process = process_of(request)
-    principal = await principal_of(request, "user", "key")
-    principal.refuse_operator()
+    principal = await application_of(request, "user", "key")
     subject = subject_of(request, principal)
     wanted = read_body(await raw_body(request), MinuteReported)
     if not principal.is_key and not principal.may_start(wanted.session_id):

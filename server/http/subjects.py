@@ -9,14 +9,14 @@ import msgspec
 from starlette.requests import Request
 
 from protocol.wire.errors import BadMessageError, ErrorCode, PeerError
-from server.access.principals import Principal, tenant_of
+from server.access.principals import Principal, Role, tenant_of
 from server.http.openapi import ID_SCHEMA
 from server.http.requests import principal_of, query_id, tenant_of_call
 
 USER: dict[str, Any] = {
     "name": "user",
     "in": "query",
-    "description": "The user. A user's token says its own; a backend or an operator names one.",
+    "description": "The user. A user's token says its own; a backend names one.",
     "schema": ID_SCHEMA,
 }
 ACCOUNT: dict[str, Any] = {
@@ -43,18 +43,16 @@ class Subject(msgspec.Struct, frozen=True):
 def subject_of(request: Request, principal: Principal) -> Subject:
     """The token's user, or the one that a backend names.
 
-    An operator may name one, too. Raises ``forbidden`` where a user's token names another user.
+    Raises ``forbidden`` where a user's token names another user.
     """
     org_id, user_id = query_id(request, "org"), query_id(request, "user")
     account_id = query_id(request, "account")
-    named = org_id is not None or user_id is not None
-    if principal.is_key or (principal.is_operator and named):
+    if principal.is_key:
         if user_id is None:
             raise BadMessageError("user: name the user whose usage it is")
         tenant = tenant_of(org_id, user_id)
         return Subject(principal, user_id, org_id, tenant, account_id or user_id)
-    if not principal.is_operator:
-        tenant_of_call(request, principal)
+    tenant_of_call(request, principal)
     assert principal.user_id is not None
     assert principal.tenant is not None
     assert principal.account_id is not None
@@ -70,8 +68,16 @@ def subject_of(request: Request, principal: Principal) -> Subject:
 
 
 async def asked_for(request: Request) -> Subject:
-    """The subject of a request by any role.
+    """The subject of a user's or a backend's request."""
+    return subject_of(request, await application_of(request, "user", "key"))
 
-    The roles are user, backend and operator.
+
+async def application_of(request: Request, *roles: Role) -> Principal:
+    """The sender of a call at an existing application's path.
+
+    Every such call begins with this. Raises ``unauthenticated``, or ``forbidden`` for an operator,
+    or without one of ``roles``.
     """
-    return subject_of(request, await principal_of(request, "user", "key", "ops"))
+    principal = await principal_of(request, *roles)
+    principal.refuse_operator()
+    return principal
