@@ -3,11 +3,27 @@
  */
 
 import { TaximeterError } from './errors.js';
+import { stopwatch } from './timers.js';
 
 /** With more unsent bytes than this, the line is full. */
 const UNSENT_MOST_BYTES = 65_536;
-/** A waking page probes a line that was silent for longer. */
-const PROBE_AFTER_MS = 1_000;
+
+/** The address, resolved as the page resolves it, with the scheme `ws` or `http`. */
+export function addressOf(url, scheme) {
+  return new URL(url, globalThis.location?.href).href.replace(/^(ws|http)/, scheme);
+}
+
+function dial(WebSocket, url, platform) {
+  try {
+    return new WebSocket(addressOf(url, 'ws'), 'taximeter.v1', platform);
+  } catch (cause) {
+    const isForbidden = cause?.name === 'SecurityError';
+    const isUseless = isForbidden || cause instanceof TypeError; // no URL, or no WebSocket
+    const details = { retryable: !isUseless, cause };
+    const text = `No WebSocket can be opened to ${url}.`;
+    throw new TaximeterError(isForbidden ? 'forbidden' : 'unavailable', text, details);
+  }
+}
 
 /**
  * A line, from its first attempt to connect until its loss.
@@ -24,15 +40,15 @@ export class Line {
   #socket;
   #lost;
   #pingMs = 0;
-  #heardAt;
   #isAsked = false; // whether a ping was sent since the last message
 
-  constructor(url, { platform, timers, timeoutMs }, { opened, received, lost }) {
+  constructor(url, { platform, timers, timeoutMs, WebSocket }, { opened, received, lost }) {
     this.#platform = platform;
     this.#timers = timers;
     this.#lost = lost;
-    this.#heardAt = platform.now();
-    const socket = this.#dial(url);
+    /** The milliseconds since the last message. */
+    this.silence = stopwatch(platform);
+    const socket = dial(WebSocket, url, platform);
     this.#socket = socket;
     let silence = 'The server does not answer, or it refuses this page.';
     timers.arm('watchdog', timeoutMs, () => this.#declareDead());
@@ -41,7 +57,7 @@ export class Line {
       opened();
     };
     socket.onmessage = ({ data }) => {
-      this.#heardAt = this.#platform.now();
+      this.silence = stopwatch(platform);
       this.#isAsked = false;
       received(JSON.parse(data));
       this.#timers.check(); // messages wake a hidden page more often than timers do
@@ -72,7 +88,7 @@ export class Line {
     const dueAt = this.#platform.now() + pingMs;
     this.#timers.arm('watchdog', pingMs, () => {
       const now = this.#platform.now();
-      const isSilent = now - this.#heardAt >= pingMs;
+      const isSilent = this.silence() >= pingMs;
       if (isSilent && this.#isAsked && now - dueAt < pingMs) return this.#declareDead();
       if (isSilent) this.send({ type: 'ping' });
       this.#isAsked = isSilent;
@@ -82,7 +98,6 @@ export class Line {
 
   /** Sends a ping after a sleep; the answer is due within `pingMs`. */
   probe() {
-    if (this.#platform.now() - this.#heardAt < PROBE_AFTER_MS) return;
     this.send({ type: 'ping' });
     this.#isAsked = true;
     this.watch(this.#pingMs);
@@ -96,26 +111,13 @@ export class Line {
     socket.onopen = socket.onmessage = socket.onclose = null;
   }
 
-  close() {
+  close(code = 1000) {
     this.mute();
-    this.#socket.close(1000);
-  }
-
-  #dial(url) {
-    try {
-      const { href } = new URL(url, globalThis.location?.href);
-      return new this.#platform.WebSocket(href.replace(/^http/, 'ws'), 'taximeter.v1');
-    } catch (cause) {
-      const isForbidden = cause?.name === 'SecurityError';
-      const isUseless = isForbidden || cause instanceof TypeError; // no URL, or no WebSocket
-      const details = { retryable: !isUseless, cause };
-      const text = `No WebSocket can be opened to ${url}.`;
-      throw new TaximeterError(isForbidden ? 'forbidden' : 'unavailable', text, details);
-    }
+    this.#socket.close(code);
   }
 
   #declareDead() {
-    this.close();
+    this.close(3000);
     this.#lost(1006, 'The line is dead.');
   }
 }

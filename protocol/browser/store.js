@@ -15,14 +15,13 @@ const isSame = (view, next) =>
  * in it has changed.
  */
 export class Store extends EventTarget {
-  #subscribers = new Set();
   #view;
 
   /** Calls `listener` after each change; returns a function that ends that. */
   subscribe = (listener) => {
     const call = () => listener();
-    this.#subscribers.add(call);
-    return () => this.#subscribers.delete(call);
+    this.addEventListener('change', call);
+    return () => this.removeEventListener('change', call);
   };
 
   getSnapshot = () => (this.#view ??= Object.freeze(this._view()));
@@ -37,7 +36,7 @@ export class Store extends EventTarget {
 
   /** @internal Calls the subscribers. */
   _tell() {
-    for (const call of [...this.#subscribers]) call();
+    this.dispatchEvent(new Event('change'));
   }
 
   /** @internal Dispatches an event with this `detail`, after the change that it reports. */

@@ -220,6 +220,14 @@ export interface ConnectionChange {
   error: TaximeterError | null;
 }
 
+/** Told after a sleep, a freeze, the back/forward cache or a lost line, with right figures. */
+export interface Resumed {
+  /** How long the server was not heard. */
+  away_ms: number;
+  /** The notices of that time; each was dispatched as an event of its own, too. */
+  missed: Notice[];
+}
+
 /** Figures at one instant: an estimate to show, never a bill. */
 export interface Reading {
   state: State;
@@ -352,10 +360,12 @@ export interface SessionEventMap {
   stopped: CustomEvent<Stopped>;
   error: CustomEvent<TaximeterError>;
   connection: CustomEvent<ConnectionChange>;
+  resumed: CustomEvent<Resumed>;
 }
 
 export interface TaximeterEventMap {
   connection: CustomEvent<ConnectionChange>;
+  resumed: CustomEvent<Resumed>;
   welcome: CustomEvent<Welcome>;
   credit: CustomEvent<Credit>;
   usage: CustomEvent<Usage>;

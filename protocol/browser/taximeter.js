@@ -18,7 +18,7 @@
  */
 
 import { TaximeterError, Unauthorized, comesBackAfter, errorOfClose } from './errors.js';
-import { Line } from './line.js';
+import { Line, addressOf } from './line.js';
 import { Requests } from './requests.js';
 import { Session } from './session.js';
 import { Store } from './store.js';
@@ -36,6 +36,10 @@ const BACKOFF_MOST_MS = 10_000;
 const PROVEN_MS = 10_000;
 /** Attempts in a row without a `welcome` before the client reports `unreachable`. */
 const MISSES_TOLD = 3;
+/** After as many, the next attempt goes another way. */
+const MISSES_BLOCKED = 2;
+/** A waking page asks a line that was silent for longer. */
+const PROBE_AFTER_MS = 1_000;
 /** How often a start is repeated while the server is busy. */
 const START_RETRIES = 3;
 
@@ -58,7 +62,8 @@ const isHidden = () => globalThis.document?.visibilityState === 'hidden';
  * reconnects by itself unless the protocol forbids that. Before that it opens, arms and hears
  * nothing, so that a server may make one, too.
  *
- * Events: `connection`, `welcome`, `credit` (the account has changed), `usage`, `error`.
+ * Events: `connection`, `welcome`, `credit` (the account has changed), `usage`, `error`,
+ * `resumed` (the page is back, and its sessions are joined).
  * It is a store too: `subscribe` and `getSnapshot` give the connection, user and balance.
  */
 export class Taximeter extends Store {
@@ -75,6 +80,9 @@ export class Taximeter extends Store {
   #error = null; // why there is no connection
   #credits = null;
   #usage = null; // the last `usage` message
+  #isBlocked = false; // whether the next attempt goes without a WebSocket
+  #away = null; // measures the time since the server was heard last, once the line is lost
+  #lastToken;
   #refusal = null; // the server's error for our token on this line
   #epoch = 0; // number of the current connection: a late token of an older one is dropped
   #liveSince = null;
@@ -166,8 +174,7 @@ export class Taximeter extends Store {
    */
   switchUser(token = null) {
     this.#assertOpen();
-    this.#options.token = token;
-    this.#end('idle', 'The user has changed.');
+    this.#end('idle', 'The user has changed.', token);
     if (token !== null) this.connect();
   }
 
@@ -177,16 +184,29 @@ export class Taximeter extends Store {
   }
 
   /** Lets go of everything; the server takes the closed line as leave. */
-  #end(state, text) {
+  #end(state, text, token) {
+    this.#stopAll();
+    this.#options.token = token;
+    this.welcome = this.#credits = this.#usage = this.#lastToken = null;
     const error = new TaximeterError('closed', text);
     const sessions = [...this.#sessions.values()];
     this.#listening?.abort();
     this.#listening = null;
     this.#held.clear();
     this.#sessions.clear();
-    this.welcome = this.#credits = this.#usage = null;
     this.#giveUp(state, error);
     for (const session of sessions) session._leave(error);
+  }
+
+  /** Ends sessions over HTTP, because a `stop` without an answer would be lost with the page. */
+  #stopAll() {
+    const headers = { Authorization: `Bearer ${this.#lastToken}` };
+    for (const { stopWanted, sessionId } of this.#sessions.values()) {
+      if (!stopWanted || !this.#lastToken) continue;
+      const path = `sessions/${encodeURIComponent(sessionId)}/stop`;
+      const url = new URL(path, addressOf(this.#options.url, 'http'));
+      fetch(url, { method: 'POST', keepalive: true, headers }).catch(() => {});
+    }
   }
 
   #assertOpen() {
@@ -227,13 +247,14 @@ export class Taximeter extends Store {
   #listen() {
     this.#listening = new AbortController();
     const { signal } = this.#listening;
-    const wake = (event) => this.#wake(event.type);
+    const wake = (event) => this.#wake(event);
     for (const type of ['online', 'pageshow']) {
       globalThis.addEventListener?.(type, wake, { signal });
     }
     for (const type of ['visibilitychange', 'resume']) {
       globalThis.document?.addEventListener(type, wake, { signal });
     }
+    globalThis.addEventListener?.('pagehide', () => this.#stopAll(), { signal });
   }
 
   async #join(session, attempt = 0) {
@@ -241,7 +262,7 @@ export class Taximeter extends Store {
     this.#timers.disarm(timer);
     if (this.state !== 'live' || this.#sessions.get(session.sessionId) !== session) return;
     try {
-      await this.#ask(session._joining(), session, { resend: false });
+      return await this.#ask(session._joining(), session, { resend: false });
     } catch (error) {
       if (this.#sessions.get(session.sessionId) !== session) return; // left meanwhile
       if (['disconnected', 'closed'].includes(error.code)) return; // the reconnect joins it
@@ -271,8 +292,11 @@ export class Taximeter extends Store {
   #leave(session) {
     if (this.#sessions.get(session.sessionId) !== session) return;
     this.#forget(session);
-    // `leave` has no answer and no repetition, so it is sent even on a full line.
-    this.#line?.send({ type: 'leave', session_id: session.sessionId }, Infinity);
+    // `leave` has no answer and no repetition, so it is sent even on a full line. A line that
+    // is lost leaves by itself; one that is being left keeps the session alive.
+    for (const line of [this.state === 'live' && this.#line, this.#leaving]) {
+      if (line) line.send({ type: 'leave', session_id: session.sessionId }, Infinity);
+    }
     // Requests of this session are not repeated: on a later line it is not joined.
     const error = new TaximeterError('closed', 'The session was left.');
     session._leave(error);
@@ -311,20 +335,34 @@ export class Taximeter extends Store {
       const token = await this.#token();
       if (epoch !== this.#epoch) return;
       if (!token) throw new Unauthorized('There is no token.');
-      this.#line = this.#dial(token);
+      const WebSocket = await this.#socket();
+      if (epoch !== this.#epoch) return;
+      this.#line = this.#dial(token, WebSocket);
     } catch (error) {
       if (epoch === this.#epoch) this.#fail(error);
     }
   }
 
-  #token() {
+  async #token() {
     const { token, requestTimeoutMs } = this.#options;
-    return freshToken(token, this.#platform, requestTimeoutMs);
+    const epoch = this.#epoch;
+    const fresh = await freshToken(token, this.#platform, requestTimeoutMs);
+    if (epoch === this.#epoch) this.#lastToken = fresh;
+    return fresh;
   }
 
-  #dial(token) {
+  /** What to connect with: the same messages go over a stream where no WebSocket gets through. */
+  async #socket() {
+    const { fallback } = this.#options;
+    const { WebSocket } = this.#platform;
+    if (!this.#isBlocked || fallback === null) return WebSocket;
+    const found = await import('./fallback.js').catch(() => null); // no network, perhaps
+    return fallback ?? found?.StreamSocket ?? WebSocket;
+  }
+
+  #dial(token, WebSocket) {
     const timeoutMs = this.#options.requestTimeoutMs;
-    const means = { platform: this.#platform, timers: this.#timers, timeoutMs };
+    const means = { platform: this.#platform, timers: this.#timers, timeoutMs, WebSocket };
     const line = new Line(this.#options.url, means, {
       opened: () => {
         this.#ask({ type: 'auth', token }, null, { resend: false }).catch((error) => {
@@ -340,7 +378,7 @@ export class Taximeter extends Store {
   #receive(message) {
     if (message.type === 'welcome') this.#receiveWelcome(message);
     else if (message.type === 'error') return this.#receiveError(message);
-    else if (message.type === 'reconnect') this.#drain(message.after_ms);
+    else if (message.type === 'reconnect') this.#drain(message);
     else if (message.type === 'credit') this.#receiveCredit(message);
     else if (message.type === 'usage') {
       this.#usage = message;
@@ -369,15 +407,35 @@ export class Taximeter extends Store {
     this.#liveSince = now;
     this.#line.watch(message.ping_ms);
     this.#setState('live');
-    const waiting = this.#requests.of().filter((entry) => entry.resend);
-    const joins = [];
-    for (const session of this.#sessions.values()) {
-      joins.push(this.#join(session));
-      const isAsked = waiting.some((entry) => entry.session === session);
-      if (session.stopWanted && !isAsked) session.stop().catch(() => {});
-    }
+    this.#joinAll(true);
+  }
+
+  /** Joins the sessions, those that are to stop first, and reports what they have missed. */
+  async #joinAll(isNew) {
+    const [line, away] = [this.#line, this.#away];
+    this.#away = null;
+    const awayMs = away && Math.round(away());
+    const sessions = [...this.#sessions.values()].sort((a, b) => b.stopWanted - a.stopWanted);
+    const joins = sessions.map(async (session) => {
+      const wasJoined = session.snapshot !== null;
+      const joined = this.#join(session);
+      if (isNew) this.#repeat(session);
+      const missed = (await joined)?.missed ?? [];
+      if (wasJoined && away) session._emit('resumed', { away_ms: awayMs, missed });
+      return missed;
+    });
+    const missed = (await Promise.all(joins)).flat();
+    if (line !== this.#line) return;
+    this.#letGo();
+    if (away) this._emit('resumed', { away_ms: awayMs, missed });
+  }
+
+  /** Sends again what a session asks for, also a `stop` that nothing waits for any more. */
+  #repeat(session) {
+    const waiting = this.#requests.of(session).filter((entry) => entry.resend);
     for (const entry of waiting) this.#transmit(entry);
-    Promise.allSettled(joins).then(() => this.#letGo());
+    const isAsked = waiting.some((entry) => entry.message.type === 'stop');
+    if (session.stopWanted && !isAsked) session.stop().catch(() => {});
   }
 
   #receiveError({ id, code, message, session_id: sessionId, ...rest }) {
@@ -413,15 +471,19 @@ export class Taximeter extends Store {
   }
 
   /** Leaves a draining process at a random instant, to spread clients. */
-  #drain(afterMs) {
-    this.#timers.arm('drain', this.#platform.random() * afterMs, () => {
-      this.#letGo();
-      this.#leaving = this.#line; // muted, but it keeps our sessions alive
-      this.#leaving?.mute();
-      this.#line = null;
-      this.#dropped();
-      this.#connect();
-    });
+  #drain({ after_ms: afterMs, by }) {
+    if (by) this.#isBlocked = false; // the stream itself: a WebSocket gets through
+    this.#timers.arm('drain', this.#platform.random() * afterMs, () => this.#move());
+  }
+
+  /** Connects anew before it closes the present line, which keeps our sessions alive. */
+  #move() {
+    this.#timers.disarm('drain');
+    this.#letGo();
+    this.#leaving = this.#line;
+    this.#leaving?.mute();
+    this.#dropped();
+    this.#connect();
   }
 
   #letGo() {
@@ -436,7 +498,6 @@ export class Taximeter extends Store {
     const isFinal = isRefused || !comesBackAfter(code);
     const error = errorOfClose(code, reason, !isFinal, this.#refusal);
     const hadWelcome = this.#liveSince !== null;
-    this.#line = null;
     this.#dropped();
     if (isFinal) this.#fail(error);
     else if (this.#timers.isArmed('drain') && !isHidden()) {
@@ -456,8 +517,11 @@ export class Taximeter extends Store {
   /** Handles what every lost connection has in common. */
   #dropped() {
     const { now } = this.#platform;
-    if (this.#liveSince !== null && now() - this.#liveSince >= PROVEN_MS) this.#attempt = 0;
-    this.#liveSince = null;
+    if (this.#liveSince !== null) {
+      if (now() - this.#liveSince >= PROVEN_MS) this.#attempt = 0;
+      this.#away = this.#line?.silence;
+    }
+    this.#liveSince = this.#line = null;
     this.#timers.disarm('refresh');
     for (const session of this.#sessions.values()) session._freeze();
     const error = new TaximeterError('disconnected', 'The line was lost.', { retryable: true });
@@ -468,6 +532,7 @@ export class Taximeter extends Store {
     const { closeCode } = error;
     this.#misses = hadWelcome ? 0 : this.#misses + 1;
     const isNews = this.#misses === MISSES_TOLD;
+    if (this.#misses >= MISSES_BLOCKED) this.#isBlocked = !this.#isBlocked;
     if (this.#misses >= MISSES_TOLD) {
       const details = { retryable: true, closeCode, cause: error };
       this.#trouble = new TaximeterError('unreachable', error.message, details);
@@ -491,11 +556,20 @@ export class Taximeter extends Store {
   }
 
   /** Ends a backoff when the page, network or machine is back. */
-  #wake(cause) {
+  #wake({ type, persisted }) {
     this.#timers.check();
-    if (isHidden() && cause !== 'online') return;
+    if (isHidden() && type !== 'online') return;
     this.#hurry();
-    if (this.state === 'live') this.#line.probe();
+    const silentMs = this.state === 'live' ? this.#line.silence() : 0;
+    // The server has given up a client that was silent for two of its pings, and a page in the
+    // back/forward cache has lost its line.
+    const isStale = silentMs > 2 * this.welcome?.ping_ms && this.#sessions.size;
+    if (this.state === 'live' && (persisted || isStale)) this.#move();
+    else if (silentMs >= PROBE_AFTER_MS) {
+      this.#line.probe();
+      this.#away = this.#line.silence;
+      this.#joinAll();
+    }
   }
 
   #hurry() {
@@ -507,12 +581,11 @@ export class Taximeter extends Store {
   #giveUp(state, error) {
     this.#epoch += 1;
     this.#line?.close();
-    this.#line = null;
     this.#letGo();
     this.#dropped();
     this.#timers.clear();
     this.#misses = 0;
-    this.#trouble = null;
+    this.#trouble = this.#away = null;
     for (const session of this.#sessions.values()) session._giveUp(error);
     for (const entry of this.#requests.of()) entry.reject(error);
     this.#setState(state, { code: error.closeCode, error });

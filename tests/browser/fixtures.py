@@ -39,6 +39,8 @@ ARGUMENTS = [
 NOW = datetime.fromtimestamp(SERVER_TIME_AT / 1000, UTC)
 PAID: Message = {"free_remaining_ms": 0, "paid": True}
 
+ABOUT_THE_CONNECTION = ("connection", "welcome", "resumed")
+
 HARNESS = """
 (() => {
   // Time, chance and timers are the test's: nothing happens that it did not ask for.
@@ -94,10 +96,10 @@ HARNESS = """
   Object.assign(window, { clock, platform, events, plain,
     take: () => events.length ? events.shift() : new Promise((give) => takers.push(give)),
     listenToMeter: (meter) => listen(meter, 'meter',
-      ['connection', 'welcome', 'credit', 'error']),
+      ['connection', 'welcome', 'credit', 'resumed', 'error']),
     listenToSession: (session, name) => listen(session, name,
       ['session', 'tick', 'free_time', 'limit_warning', 'limit_cleared', 'limit_reached',
-       'minute', 'stopped', 'error']),
+       'minute', 'stopped', 'resumed', 'error']),
     settled: (promise) => promise.then(
       (value) => ({ value }), (error) => ({ error: plain(error) })),
   });
@@ -125,7 +127,7 @@ class ClientPage:
             "async () => {"
             " const client = await import('/client/taximeter.js');"
             " Object.assign(window, client);"
-            f" window.meter = new Taximeter({{ platform, {options} }});"
+            f" window.meter = new Taximeter({{ platform, fallback: null, {options} }});"
             " listenToMeter(meter);"
             "}"
         )
@@ -166,7 +168,7 @@ class ClientPage:
             event = await self.run("() => take()")
             if event["type"] == expected:
                 return event["detail"]
-            assert event["type"] in ("connection", "welcome"), event
+            assert event["type"] in ABOUT_THE_CONNECTION, event
 
     async def take_state(self, expected: str) -> Message:
         """Skips events up to the connection's state ``expected``; returns its detail."""
@@ -176,7 +178,7 @@ class ClientPage:
                 detail: Message = event["detail"]
                 return detail
             is_told = event["type"] == "error" and event["detail"]["code"] == "unreachable"
-            assert event["type"] in ("connection", "welcome") or is_told, event
+            assert event["type"] in ABOUT_THE_CONNECTION or is_told, event
 
     async def take_loss(self) -> Message:
         """Skips events up to a connection's or attempt's loss; returns its detail.

@@ -214,7 +214,7 @@ async def test_a_hidden_page_does_not_wait_after_a_drain(
     "event",
     [
         "() => dispatchEvent(new Event('online'))",
-        "() => dispatchEvent(new PageTransitionEvent('pageshow', { persisted: true }))",
+        "() => dispatchEvent(new PageTransitionEvent('pageshow'))",
         "() => document.dispatchEvent(new Event('visibilitychange'))",
         "() => document.dispatchEvent(new Event('resume'))",
     ],

@@ -411,4 +411,4 @@ async def test_a_connection_without_a_welcome_is_given_up(client: ClientPage) ->
     await line.receive("auth")
     await client.advance(10_000)
     await client.take_loss()
-    assert await line.receive_close() == 1000
+    assert await line.receive_close() == 3000

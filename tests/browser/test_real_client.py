@@ -1,9 +1,11 @@
-"""Tests the client in Chromium against the real server, down to the receipt."""
+"""Tests the client against the real server, down to the receipt."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from typing import Any
 
+import httpx
 import pytest
 from playwright.async_api import BrowserContext, Page
 
@@ -17,16 +19,21 @@ Message = dict[str, Any]
 OPTIONS = "{ kind: 'chat', sessionId: 'chat-17' }"
 CONSTRUCT = """async (token) => {
   const client = await import('/client/taximeter.js');
-  const meter = new client.Taximeter({ token });
+  const sockets = [];
+  class Socket extends WebSocket {
+    constructor(...address) { super(...address); sockets.push(this); }
+  }
+  const platform = { WebSocket: Socket };
+  const meter = new client.Taximeter({ token, platform });
   const macrotask = () => new Promise((resolve) => setTimeout(resolve));
   const ticks = (session, many) => new Promise((resolve) => session.addEventListener(
     'tick', () => { many -= 1; if (!many) resolve(); }));
-  Object.assign(window, client, { meter, macrotask, ticks });
+  Object.assign(window, client, { sockets, platform, meter, macrotask, ticks });
 }"""
 
 
 class RealPage:
-    """A page of the real server with the client, and all that it has sent over sockets."""
+    """A page of the real server, and what its client has sent."""
 
     def __init__(self, page: Page) -> None:
         self.page = page
@@ -58,7 +65,7 @@ async def page(server: TestServer, context: BrowserContext) -> AsyncIterator[Rea
 
 
 async def test_start_leave_start_costs_two_segments(page: RealPage) -> None:
-    """What a component that is mounted twice would do to a receipt, if each mount were a start."""
+    """This is the receipt if each mount were a start."""
     receipt = await page.run(
         f"""async () => {{
           const first = meter.start({OPTIONS});
@@ -94,7 +101,7 @@ async def test_retain_release_retain_is_one_start_and_one_segment(
 
 
 async def test_ten_components_are_one_start_and_one_segment(page: RealPage) -> None:
-    """They come and go; nine that go send nothing, and the tenth leaves."""
+    """Nine that go send nothing, and the tenth leaves."""
     await page.run(
         f"""async () => {{
           window.session = meter.retain({OPTIONS});
@@ -112,3 +119,55 @@ async def test_ten_components_are_one_start_and_one_segment(page: RealPage) -> N
         " return (await again.stop()).receipt; }"
     )
     assert receipt["segments"][0]["to_at"] - receipt["segments"][0]["from_at"] >= 1_000
+
+
+@pytest.mark.parametrize("has_line", [True, False])
+async def test_a_page_that_closes_after_a_stop_ends_the_session_as_client(
+    server: TestServer, page: RealPage, has_line: bool
+) -> None:
+    await page.run(
+        f"async () => {{ window.session = meter.start({OPTIONS}); await ticks(session, 1); }}"
+    )
+    if not has_line:
+        # No further attempt to connect reaches the server.
+        await page.run(
+            "() => { window.lost = new Promise((resolve) => session.addEventListener("
+            " 'connection', resolve)); sockets[0].onclose({ code: 1006 }); return lost; }"
+        )
+        assert await page.run("() => meter.state") == "reconnecting"
+    await page.run("() => { session.stop(); location.href = 'about:blank'; }")
+    receipt = await receipt_of(server)
+    assert receipt["reason"] == "client"
+
+
+async def receipt_of(server: TestServer) -> Message:
+    """The receipt of the session, once it has ended."""
+    headers = {"Authorization": f"Bearer {server.token()}"}
+    async with httpx.AsyncClient(base_url=server.url, headers=headers) as http, asyncio.timeout(30):
+        while True:
+            found = await http.get("/v1/sessions/chat-17")
+            if "reason" in found.json():
+                receipt: Message = found.json()
+                return receipt
+            await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("silent_ms", [2_000, 3_600_000])
+async def test_a_page_back_from_sleep_has_one_segment(page: RealPage, silent_ms: int) -> None:
+    """Neither joining again nor a new line begins a gap."""
+    receipt = await page.run(
+        f"""async () => {{
+          const session = meter.start({OPTIONS});
+          await ticks(session, 2);
+          const resumed = new Promise((resolve) => meter.addEventListener('resumed', resolve));
+          const now = Date.now;
+          Date.now = () => now() + {silent_ms};
+          document.dispatchEvent(new Event('visibilitychange'));
+          await resumed;
+          Date.now = now;
+          await ticks(session, 2);
+          return (await session.stop()).receipt;
+        }}"""
+    )
+    assert page.count("leave") == 0
+    assert (len(receipt["segments"]), receipt["gaps"]) == (1, [])
