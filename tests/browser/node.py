@@ -26,6 +26,13 @@ def run_tool(name: str, *arguments: str, cwd: Path = PACKAGE) -> str:
     return _run(str(path), *arguments, cwd=cwd)
 
 
+def run_npm(*arguments: str) -> str:
+    """Runs npm in the package; returns its output."""
+    if shutil.which("npm") is None:
+        _miss("npm is missing (apt-get install npm)")
+    return _run("npm", *arguments, cwd=PACKAGE)
+
+
 def run_module(source: str) -> str:
     """Runs an ES module in Node; returns its output.
 

@@ -1,12 +1,13 @@
 """Tests the npm package ``taximeter``: its types, and what it holds."""
 
+import gzip
 import json
 import re
 from pathlib import Path
 
 import pytest
 
-from tests.browser.node import PACKAGE, run_tool
+from tests.browser.node import PACKAGE, run_npm, run_tool
 
 APP = """
 import { Taximeter, Unauthorized, type MeterView, type SessionView } from 'taximeter';
@@ -65,6 +66,46 @@ def test_an_app_compiles_against_the_types(tmp_path: Path, resolution: str) -> N
         json.dumps({"compilerOptions": config, "files": ["app.ts", "react.ts"]})
     )
     assert run_tool("tsc", "-p", "tsconfig.json", cwd=tmp_path) == ""
+
+
+BUDGETS = {"taximeter.js": 7 * 1024, "react.js": 2 * 1024, "react-legacy.js": 2 * 1024}
+"""The most bytes of an entry, minified and gzipped, without the entries that it builds on."""
+
+
+@pytest.mark.parametrize("name", BUDGETS)
+def test_an_entry_is_small(name: str) -> None:
+    others = [f"--external:./{other}" for other in BUDGETS if other != name]
+    small = ["--bundle", "--minify", "--format=esm", "--external:react", *others]
+    script = run_tool("esbuild", name, *small).encode()
+    assert len(gzip.compress(script, 9)) <= BUDGETS[name]
+
+
+def test_the_package_holds_its_modules_types_and_texts() -> None:
+    (packed,) = json.loads(run_npm("pack", "--dry-run", "--json", "--ignore-scripts"))
+    expected = {path.name for path in PACKAGE.iterdir() if path.suffix in (".js", ".ts")}
+    expected |= {"package.json", "README.md", "LICENSE"}
+    assert {file["path"] for file in packed["files"]} == expected
+
+
+def test_every_entry_has_its_types_first() -> None:
+    for path, entry in json.loads((PACKAGE / "package.json").read_text())["exports"].items():
+        if path == "./package.json":
+            continue
+        assert list(entry) == ["types", "default"], path
+        assert all((PACKAGE / file).is_file() for file in entry.values()), path
+
+
+def test_publint_finds_nothing() -> None:
+    assert "All good" in run_tool("publint", "--strict")
+
+
+def test_the_types_are_right_for_modules() -> None:
+    """``esm-only``: CommonJS loads the package with a dynamic import."""
+    run_tool("attw", "--pack", ".", "--profile", "esm-only")
+
+
+def test_the_license_is_that_of_the_repository() -> None:
+    assert (PACKAGE / "LICENSE").read_text() == (PACKAGE.parents[1] / "LICENSE").read_text()
 
 
 def test_the_lock_file_names_no_host() -> None:
