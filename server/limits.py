@@ -252,6 +252,8 @@ ACCOUNT_RETRY_S_MAX: Final = 2.0
 """Delay before an account that could not be read is read again; it doubles from MIN to MAX."""
 CHANNEL_SUBSCRIBE_S_MAX: Final = 2.0
 """Longest wait for the confirmation of a subscription; then `subscribe` fails."""
+USAGE_READS_AT_ONCE_MAX: Final = 8  # of members' months: thousands may connect together
+USAGE_MONTH_SPREAD_MS: Final = 10_000  # in which members read a month that begins
 ACCOUNT_READ_PAUSE_MS: Final = 50
 """Least time between two reads of one account after missed messages: an account may have many burn
 lines."""
@@ -314,10 +316,8 @@ RECORD_BEHIND_INTERVAL_MS: Final = 10_000
 PARTITIONS_DEFAULT: Final = 64  # PROTOCOL
 PARTITIONS_MAX: Final = 1_024
 PAGE_ROWS_DEFAULT: Final = 50
-SESSIONS_PER_PAGE_MAX: Final = 100
-"""Sessions of one page of the list: a receipt has hundreds of segments."""
-INSTANT_AT_MAX: Final = 253_402_300_799_999
-"""The last millisecond of the year 9999: most readers reject a later date."""
+SESSIONS_PER_PAGE_MAX: Final = 100  # a receipt has hundreds of segments
+INSTANT_AT_MAX: Final = 253_402_300_799_999  # the year 9999: most readers reject a later date
 LOST_SESSIONS_PAGE_ROWS: Final = 500
 """Sessions that one query reads when a process looks for those that Redis has lost, or whose
 reported minutes it has lost."""

@@ -16,6 +16,7 @@ from server.access.bad_guesses import BadGuesses
 from server.access.credentials import Authenticator
 from server.access.rate_limits import UserMessages, UserPosts, UserRequests, UserStarts
 from server.counters.loading import Loader
+from server.counters.member_months import MemberMonths
 from server.credits.credit_ledger import CreditLedger
 from server.recovery.engine_health import EngineHealth
 from server.recovery.membership import Membership
@@ -65,6 +66,17 @@ class Process:
         self.registry = SessionRegistry(
             self.live, self.loader, self.clock, self.timers, self.metrics, settings.uncovered_ms
         )
+        self.member_months = MemberMonths(
+            self.live,
+            self.loader,
+            self.registry.tenants,
+            self.registry.accounts,
+            self.clock,
+            self.timers,
+            self.registry.turns,
+            counts=any(terms.counts_minutes for terms in rates.kinds.values()),
+        )
+        self.registry.tenants.listeners.append(self.member_months.limits_changed)
         self.recovery = Recovery(self.registry, self.loader, records, self.clock)
         self.membership = Membership(
             self.live, Orphans(self.registry, self.live), self.clock, self.recovery
@@ -167,6 +179,7 @@ class Process:
         self.stall_detector.stop()
         self.timers.stop()
         await self.recovery.stop()
+        await self.member_months.stop()
         await self.loader.stop()
         await self.registry.accounts.stop()
         await self.redis.aclose()

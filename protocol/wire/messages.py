@@ -327,6 +327,25 @@ class Credit(ServerMessage, frozen=True, kw_only=True, tag="credit"):
     entry_id: Annotated[str, describe("The ledger entry, or the hold.")]
 
 
+class MonthUsage(ServerMessage, frozen=True, kw_only=True, tag="usage"):
+    """The member's month: after `auth`, and after each counted minute.
+
+    A slow socket gets the newest only.
+    """
+
+    month: Annotated[str, describe("The month, by its first day: `2026-11-01`.")]
+    member_used_ms: Annotated[
+        DurationMs, describe("What the member has used of the month: whole minutes, once begun.")
+    ]
+    member_limit_ms: Annotated[int | None, describe("The member's limit; null: none.")]
+    org_used_ms: Annotated[
+        int | None, describe("What all members have used; null for a user without one.")
+    ]
+    org_limit_ms: Annotated[
+        int | None, describe("The organisation's limit, which overage may exceed; null: none.")
+    ]
+
+
 class Minute(ServerMessage, frozen=True, kw_only=True, tag="minute"):
     """A minute was completed and is on its way to the record."""
 
@@ -382,6 +401,7 @@ SERVER_MESSAGES: tuple[type[ServerMessage], ...] = (
     LimitWarning,
     LimitCleared,
     LimitReached,
+    MonthUsage,
     Minute,
     Stopped,
     Reconnect,

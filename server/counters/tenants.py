@@ -4,12 +4,12 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Literal
+from typing import Literal, Protocol
 
-from protocol.metering.session import Identity
 from server.counters.accounts import Accounts
 from server.counters.calendars import Calendar, calendar
 from server.counters.loading import Loader
+from server.runtime.isolation import isolated
 from storage.redis.live import Live
 
 LimitEvent = Literal["recalled", "freed", "adjusted", "changed"]
@@ -22,6 +22,22 @@ Listener = Callable[[str, LimitEvent, str | None], None]
 """Called with the tenant, the event, and the user concerned; None: all users."""
 
 
+class OfTenant(Protocol):
+    """A session, or a member: anything of a tenant's user."""
+
+    @property
+    def tenant(self) -> str:
+        """The tenant."""
+
+    @property
+    def org_id(self) -> str | None:
+        """The organisation; None for a user without one."""
+
+    @property
+    def user_id(self) -> str:
+        """The user."""
+
+
 class Tenants:
     """The tenants of a process, with each one's number of sessions."""
 
@@ -29,7 +45,7 @@ class Tenants:
         self.live = live
         self.loader = loader
         self.accounts = accounts
-        self.listener: Listener = lambda *_: None
+        self.listeners: list[Listener] = []
         """Called when limits change."""
         self._sessions: Counter[str] = Counter()
         self._calendars: dict[str, Calendar] = {}
@@ -38,7 +54,7 @@ class Tenants:
         self._changes: Counter[str] = Counter()
         """How often each tenant's limits, or its time zone, changed while it was served."""
 
-    async def enter(self, identity: Identity) -> Calendar:
+    async def enter(self, identity: OfTenant) -> Calendar:
         """Begins to serve a session of a tenant; returns the session's calendar.
 
         Only an organisation has a time zone, and limits whose changes need a subscription.
@@ -58,7 +74,7 @@ class Tenants:
             await self.leave(identity)
             raise
 
-    async def calendar_of(self, identity: Identity) -> Calendar:
+    async def calendar_of(self, identity: OfTenant) -> Calendar:
         """The calendar of a session, kept while its tenant is served here."""
         if identity.org_id is None:
             return calendar("UTC")
@@ -74,11 +90,11 @@ class Tenants:
                     self._calendars[tenant] = known
         return known
 
-    def is_current(self, identity: Identity, days: Calendar) -> bool:
+    def is_current(self, identity: OfTenant, days: Calendar) -> bool:
         """Whether ``days`` is still the calendar that the session counts by."""
         return identity.org_id is None or self._calendars.get(identity.tenant) is days
 
-    async def leave(self, identity: Identity) -> None:
+    async def leave(self, identity: OfTenant) -> None:
         """Ends the service of a session of a tenant."""
         tenant = identity.tenant
         self._sessions[tenant] -= 1
@@ -91,7 +107,7 @@ class Tenants:
             await self.accounts.channels.unsubscribe(self.live.keys.limits_channel(tenant))
 
     @asynccontextmanager
-    async def listening(self, identity: Identity) -> AsyncIterator[asyncio.Event]:
+    async def listening(self, identity: OfTenant) -> AsyncIterator[asyncio.Event]:
         """Listens to a tenant's limits.
 
         The event is set when a month may have more left.
@@ -113,12 +129,16 @@ class Tenants:
             for freed in self._waiting.get(tenant, ()):
                 freed.set()
         if "recall" in told:
-            self.listener(tenant, "recalled", told.get("user_id"))
+            self._tell(tenant, "recalled", told.get("user_id"))
         elif "freed" in told:
-            self.listener(tenant, "freed", None)
+            self._tell(tenant, "freed", None)
         elif "adjusted" in told:
-            self.listener(tenant, "adjusted", None)
+            self._tell(tenant, "adjusted", None)
         else:
             self._changes[tenant] += 1
             self._calendars.pop(tenant, None)
-            self.listener(tenant, "changed", None)
+            self._tell(tenant, "changed", None)
+
+    def _tell(self, tenant: str, event: LimitEvent, user_id: str | None) -> None:
+        for listener in self.listeners:
+            isolated("limits", listener, tenant, event, user_id)

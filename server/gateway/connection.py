@@ -22,12 +22,13 @@ from protocol.wire.errors import (
     ProtocolError,
     ServiceError,
 )
-from protocol.wire.money import format_credits
 from server import limits as server_limits
 from server.access.claims import ExpiredTokenError
 from server.access.principals import Principal
 from server.access.rate_limits import TokenBucket
 from server.counters.accounts import Account
+from server.counters.member_months import Member
+from server.gateway.account_messages import credit, welcome
 from server.gateway.session_start import join_or_start
 from server.process import Process
 from server.runtime.isolation import failed, isolated
@@ -50,7 +51,7 @@ class Connection:
 
     __slots__ = (
         "_bucket", "_deadline", "_probe_timer", "_probed_at", "_receive", "account", "address",
-        "alive_at", "local_sessions", "principal", "process", "socket",
+        "alive_at", "local_sessions", "member", "principal", "process", "socket", "unsent_usage",
     )  # fmt: skip
 
     def __init__(
@@ -62,6 +63,9 @@ class Connection:
         self._receive = receive
         self.principal: Principal | None = None
         self.account: Account | None = None
+        self.member: Member | None = None
+        """The user's month; None where no kind counts minutes."""
+        self.unsent_usage = b""  # a slow socket's newest month
         self.local_sessions: dict[str, LocalSession] = {}
         """The sessions of this socket, by id, also those that it only watches."""
         now_ms = process.clock.now()
@@ -156,6 +160,8 @@ class Connection:
         if self.principal is not None:
             self.process.sockets.release_user(self._user)
         self.process.sockets.remove(self, code)
+        if self.member is not None:
+            self.process.member_months.close(self.member, self)
         if self.account is not None:
             self.account.listeners.pop(self._told, None)
             await self.process.registry.accounts.close(self.account)
@@ -180,6 +186,8 @@ class Connection:
         if came_at is not None and came_at < proof_at:
             proof_at = came_at
         self.alive_at = max(self.alive_at, proof_at)
+        if self.unsent_usage:
+            self.show_usage(self.unsent_usage)
         for local in list(self.local_sessions.values()):
             if self not in local.service.passive:
                 try:
@@ -208,6 +216,13 @@ class Connection:
     def send_tick(self, frame: bytes) -> bool:
         """Sends a frame that may be dropped."""
         return self.socket.push_tick(frame)
+
+    def show_usage(self, frame: bytes) -> None:
+        """Sends the user's month.
+
+        A slow socket gets the newest with its next proof of life.
+        """
+        self.unsent_usage = b"" if self.socket.push_tick(frame) else frame
 
     def probe(self) -> None:
         """Asks the peer for a proof of life, after a minimum spacing.
@@ -299,6 +314,7 @@ class Connection:
             self.close(CloseCode.TOO_MANY_CONNECTIONS, "too many sockets of this user")
             return
         assert principal.tenant is not None
+        assert principal.user_id is not None
         assert principal.account_id is not None
         try:
             await self.process.ledger.ensure_monthly_allotment(
@@ -314,6 +330,9 @@ class Connection:
             raise
         self.account.listeners[self._told] = None
         self._welcome(request.id)
+        self.member = self.process.member_months.open(
+            principal.tenant, principal.org_id, principal.user_id, self
+        )
 
     async def _refresh(self, request: messages.Refresh) -> None:
         assert self.principal is not None
@@ -348,27 +367,13 @@ class Connection:
     def _welcome(self, request_id: int | None) -> None:
         principal, account = self.principal, self.account
         assert principal is not None
-        assert principal.user_id is not None
-        assert principal.account_id is not None
         assert account is not None
         now_ms = self.process.clock.now()
         if principal.expires_at is not None:
             # Tokens carry wall time, but the wait is measured by the monotonic clock.
             left_ms = principal.expires_at - self.process.wall_ms()
             self._expire_at(now_ms + left_ms)
-        self._say(
-            messages.Welcome(
-                id=request_id,
-                user_id=principal.user_id,
-                org_id=principal.org_id,
-                account_id=principal.account_id,
-                credits=format_credits(account.projection.credits_micros(now_ms)),
-                node=self.process.node,
-                server_time_at=now_ms,
-                ping_ms=server_limits.PING_INTERVAL_MS,
-                expires_at=principal.expires_at,
-            )
-        )
+        self._say(welcome(principal, account, self.process.node, now_ms, request_id))
 
     @property
     def _user(self) -> str:
@@ -424,19 +429,9 @@ class Connection:
 
     def _told(self, account: Account, message: dict[str, Any]) -> None:
         """Sends changes of credits other than the time of sessions."""
-        credit = message.get("credit")
-        if credit is not None:
-            micros = account.projection.credits_micros(self.process.clock.now())
-            self._say(
-                messages.Credit(
-                    account_id=account.projection.account_id,
-                    credits=format_credits(micros),
-                    delta=format_credits(int(credit["delta"])),
-                    reason=credit["reason"],
-                    operation=credit.get("operation"),
-                    entry_id=credit["entry_id"],
-                )
-            )
+        change = message.get("credit")
+        if change is not None:
+            self._say(credit(account, change, self.process.clock.now()))
 
 
 def _id_of(text: str | None) -> int | None:

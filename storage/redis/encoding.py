@@ -16,6 +16,7 @@ from protocol.metering.states import Phase
 from protocol.metering.steps import StartBasis, Step
 from protocol.metering.terms import Terms
 from storage import limits as storage_limits
+from storage.redis.keys import Keys
 
 _ENCODER = msgspec.json.Encoder()
 _IDENTITY = msgspec.json.Decoder(Identity)
@@ -163,12 +164,10 @@ def encode_basis(basis: StartBasis) -> dict[str, str]:
     return {"epoch": basis.epoch, "preparation": basis.preparation}
 
 
-def encode_step(
-    step: Step, node: str, mark: str, publish: str, channel: str, limits_channel: str
-) -> bytes:
+def encode_step(step: Step, node: str, mark: str, publish: str, keys: Keys) -> bytes:
     """Encodes ``commit.lua``'s argument: step, mark, and each counter's changes."""
     session, before, after = step.before, step.before.standing, step.standing
-    terms = session.identity.terms
+    tenant, terms = session.identity.tenant, session.identity.terms
     was_active, is_active = before.phase is Phase.ACTIVE, after.phase is Phase.ACTIVE
     started, ended = before.version == 0, after.phase is Phase.ENDED
     burn_change = (int(is_active) - int(was_active)) * terms.price_micros * terms.speed
@@ -215,8 +214,9 @@ def encode_step(
         "outbox_max": storage_limits.OUTBOX_ENTRIES_MAX,
         "live_max": terms.max_live_sessions,
         "publish": publish,
-        "channel": channel,
-        "limits_channel": limits_channel,
+        "channel": keys.channel(tenant, session.identity.account_id),
+        "limits_channel": keys.limits_channel(tenant),
+        "usage_channel": keys.usage_channel(tenant, session.identity.user_id),
     }
     if started:
         encoded["identity"] = _ENCODER.encode(session.identity).decode()

@@ -1,6 +1,7 @@
-"""A credit account as Redis has it."""
+"""A credit account, and a member's month, as Redis has them."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import msgspec
 
@@ -27,6 +28,38 @@ class AccountFigures(msgspec.Struct, frozen=True):
     def available_micros(self) -> int:
         """Micro-credits that can be spent at once, without a recall."""
         return self.balance_micros - self.held_micros
+
+
+class MonthFigures(msgspec.Struct, frozen=True):
+    """What is used of a month, and its limits.
+
+    Overage may exceed the organisation's.
+    """
+
+    month: str
+    """By its first day."""
+    member_minutes: int
+    member_limit_minutes: int | None
+    org_minutes: int
+    org_limit_minutes: int | None
+    as_of_us: int
+    """The time of these figures by the clock of Redis, in microseconds since the epoch."""
+
+
+def month_figures_of(message: Mapping[str, Any]) -> MonthFigures:
+    """Returns the figures of a month.
+
+    ``message`` is an answer of ``usage.lua``, or a message on a member's channel.
+    """
+    member, org = message["member"], message["org"]
+    return MonthFigures(
+        month=message["month"],
+        member_minutes=int(member[1]),
+        member_limit_minutes=int(member[0]) if member[0] else None,
+        org_minutes=int(org[1]),
+        org_limit_minutes=int(org[0]) if org[0] else None,
+        as_of_us=int(message["as_of"]),
+    )
 
 
 def figures_of(fields: Mapping[bytes, bytes]) -> AccountFigures | None:

@@ -157,6 +157,10 @@ class Keys:
         """The channel for requests to the event streams of a process."""
         return self._key(node, "streams", node)
 
+    def usage_channel(self, tenant: str, user_id: str) -> str:
+        """The channel for changes of a member's month."""
+        return self._key(tenant, "usage", f"{tenant}/{user_id}")
+
     def limits_channel(self, tenant: str) -> str:
         """The channel for changes of an organisation's and its members' limits."""
         return self._key(tenant, "limits", tenant)

@@ -172,10 +172,8 @@ class Live(LiveCounters, LiveProcesses):
             keys.prepared(tenant, session_id),
             keys.running(tenant, identity.user_id, identity.kind),
         ]
-        channel = keys.channel(tenant, identity.account_id)
-        limits_channel = keys.limits_channel(tenant)
         mark = f"{self.node}.{next(self._marks)}"
-        argument = encode_step(step, node, mark, self.publish, channel, limits_channel)
+        argument = encode_step(step, node, mark, self.publish, keys)
         return ("EVALSHA", self._commit.digest, len(names), *names, argument)
 
     async def attach(

@@ -11,7 +11,7 @@ from protocol.metering.projection import MonthProjection
 from protocol.metering.session import Identity
 from storage import limits as storage_limits
 from storage.redis.encoding import month_of
-from storage.redis.figures import AccountFigures, figures_of
+from storage.redis.figures import AccountFigures, MonthFigures, figures_of, month_figures_of
 from storage.redis.keys import Keys
 from storage.redis.live_client import LiveClient
 from storage.redis.scripts import Script
@@ -27,6 +27,7 @@ class LiveCounters(LiveClient):
         self._account = Script(redis, "account")
         self._credit = Script(redis, "credit")
         self._load = Script(redis, "load")
+        self._usage = Script(redis, "usage")
         self._limit = TimedScript(redis, "limit", self.times)
 
     async def account(self, tenant: str, account_id: str) -> AccountFigures | None:
@@ -53,6 +54,15 @@ class LiveCounters(LiveClient):
                 )
             )
         return counters[0], counters[1]
+
+    async def usage(self, tenant: str, user_id: str, month: str) -> MonthFigures | None:
+        """Returns what is used of a month.
+
+        None: a counter of it is cold, and must be loaded.
+        """
+        keys = [self.keys.member(tenant, user_id), self.keys.organization(tenant)]
+        answer = await self._usage(keys, [month])
+        return month_figures_of(orjson.loads(answer)) if answer else None
 
     async def free_used(self, identity: Identity) -> int | None:
         """Returns a shared allowance's used time; None: it is cold."""

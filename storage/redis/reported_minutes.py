@@ -99,6 +99,7 @@ class MinuteReporter:
             "user_id": identity.user_id,
             "publish": self._live.publish,
             "limits_channel": keys.limits_channel(tenant),
+            "usage_channel": keys.usage_channel(tenant, identity.user_id),
         }
         if step.is_first:
             argument["identity"] = _ENCODER.encode(identity).decode()

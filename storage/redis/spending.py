@@ -343,6 +343,7 @@ class Spending:
                 adjustment.minutes,
                 self.live.publish,
                 self.keys.limits_channel(tenant),
+                self.keys.usage_channel(tenant, user_id),
             ],
         )
         return bool(int(changed))

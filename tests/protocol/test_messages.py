@@ -46,6 +46,7 @@ NAMES = {
     "limit_warning": "session_id seq limit remaining_ms threshold_ms",
     "limit_cleared": "session_id seq limit remaining_ms",
     "limit_reached": "session_id seq limit stopped_at elapsed_ms grace_ms",
+    "usage": "month member_used_ms member_limit_ms org_used_ms org_limit_ms",
     "minute": "session_id minute seconds credits",
     "stopped": "session_id seq reason limit receipt",
     "reconnect": "after_ms",

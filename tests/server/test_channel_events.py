@@ -32,7 +32,7 @@ async def test_credit_reaches_every_socket_of_the_account(start_server: StartSer
         assert (credit["account_id"], credit["entry_id"]) == ("ann", "g2")
         assert (credit["credits"], credit["delta"], credit["reason"]) == ("8", "3", "grant")
     await one.grant(CREDIT, "bob", entry_id="g1")
-    assert (await other.receive())["account_id"] == "bob"
+    assert (await other.until("credit"))["account_id"] == "bob"
 
 
 async def test_a_session_on_two_processes_is_one(start_server: StartServer) -> None:

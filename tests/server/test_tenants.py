@@ -17,7 +17,7 @@ async def test_organisation_is_listened_to_while_it_has_sessions(
     cluster: Cluster, node: Node
 ) -> None:
     tenants, heard = node.registry.tenants, list[tuple[str, str, str | None]]()
-    tenants.listener = lambda *told: heard.append(told)
+    tenants.listeners.append(lambda *told: heard.append(told))
     await tenants.enter(MEMBER)
     await tenants.enter(MEMBER)
     await tenants.leave(MEMBER)

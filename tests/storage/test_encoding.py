@@ -25,6 +25,7 @@ from storage.redis.encoding import (
     remote_step_of,
     session_of,
 )
+from storage.redis.keys import Keys
 from tests.protocol.bench import Bench, starting
 from tests.protocol.examples import NOW, identity_of, standing_of, terms_of
 from tests.protocol.examples import session_of as a_session
@@ -121,7 +122,7 @@ def test_a_month_of_an_earlier_version_has_nothing_held() -> None:
 
 
 def encoded(step: Any) -> dict[str, Any]:
-    found: dict[str, Any] = orjson.loads(encode_step(step, "node", "node.1", "PUBLISH", "c", "l"))
+    found: dict[str, Any] = orjson.loads(encode_step(step, "node", "node.1", "PUBLISH", Keys(2)))
     return found
 
 

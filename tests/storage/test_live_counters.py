@@ -78,3 +78,20 @@ async def test_only_assertions_load_while_a_partition_recovers(live: Live) -> No
     assert await live.account(TENANT, ANN) is None
     assert await live.load_account(TENANT, ANN, record, asserting=True)
     assert await live.account(TENANT, ANN) is not None
+
+
+async def test_month_shows_limits_that_overage_may_exceed(live: Live) -> None:
+    keys = live.keys
+    assert await live.usage(ORG, ANN, NOVEMBER) is None
+    member: dict[str, str | int] = {"limit": 30, "overage": 0, f"used:{NOVEMBER}": 7}
+    await live.load_month(ORG, keys.member(ORG, ANN), member)
+    assert await live.usage(ORG, ANN, NOVEMBER) is None, "the organisation's is cold"
+    await live.load_month(ORG, keys.organization(ORG), {"limit": 5, "overage": 1})
+    found = await live.usage(ORG, ANN, NOVEMBER)
+    assert found is not None
+    assert (found.month, found.member_minutes, found.member_limit_minutes) == (NOVEMBER, 7, 30)
+    assert (found.org_minutes, found.org_limit_minutes) == (0, 5)
+    later = await live.usage(ORG, ANN, "2026-12-01")
+    assert later is not None
+    assert later.member_minutes == 0
+    assert later.as_of_us > found.as_of_us

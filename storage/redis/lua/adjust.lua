@@ -6,7 +6,7 @@
 -- KEYS   1 member   hash (see commit.lua), and a:<user id>/<entry id> for adjustments
 --        2 org      hash: the same
 -- ARGV   1 user id/entry id   2 month, by its first day   3 minutes, signed
---        4 publish command    5 channel of the tenant's limits
+--        4 publish command    5 channel of the tenant's limits    6 channel of the member's month
 --
 -- Answers how many of the two counters this call changed.
 
@@ -17,5 +17,9 @@ for _, key in ipairs(KEYS) do
     changed = changed + 1
   end
 end
-if changed > 0 then redis.call(ARGV[4], ARGV[5], cjson.encode({adjusted = true})) end
+if changed > 0 then
+  for _, channel in ipairs({ARGV[5], ARGV[6]}) do
+    redis.call(ARGV[4], channel, cjson.encode({adjusted = true}))
+  end
+end
 return changed

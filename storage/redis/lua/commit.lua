@@ -362,6 +362,17 @@ elseif bumped then
 end
 if bumped then call('HINCRBY', KEYS[4], 'version', 1) end
 local result = answer('ok', entry, bumped)
+-- To processes with sockets of the member: the figures of `usage`, as in usage.lua.
+local counted = #step.minutes
+for _, part in pairs(step.months) do counted = counted + math.abs(part.used) end
+if step.counts and counted > 0 then
+  local message = {month = step.month, as_of = result[4][5]}
+  for index, name in ipairs({'member', 'org'}) do
+    local found = call('HMGET', KEYS[4 + index], 'limit', 'used:' .. step.month)
+    message[name] = {found[1] or '', found[2] or '0'}
+  end
+  call(step.publish, step.usage_channel, cjson.encode(message))
+end
 if bumped or recall or not alone then
   local message = {
     account = result[4][3], bumped = bumped, recall = recall, session_id = step.id,

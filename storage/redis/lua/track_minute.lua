@@ -130,6 +130,15 @@ end
 call('PEXPIRE', KEYS[2], step.kept_ms)
 call('ZADD', KEYS[9], string.format('%.0f', step.grace_until), step.session)
 
+-- To processes with sockets of the member: the figures of `usage`, as in usage.lua.
+local time = call('TIME')
+local message = {month = step.month, as_of = time[1] .. string.format('%06d', tonumber(time[2]))}
+for index, name in ipairs({'member', 'org'}) do
+  local figures = call('HMGET', KEYS[4 + index], 'limit', used)
+  message[name] = {figures[1] or '', figures[2] or '0'}
+end
+call(step.publish, step.usage_channel, cjson.encode(message))
+
 -- Append.
 if step.restores then return {'ok', ''} end
 return {'ok',
