@@ -18,5 +18,6 @@ def bundle(name: str, react: int) -> str:
     suffix = "" if react == 19 else f"-{react}"
     # The page lies outside of the package, where it would not find the package's modules.
     found = [f"--alias:{part}={MODULES}/{part}{suffix}" for part in ("react", "react-dom")]
+    found.append(f"--alias:react-refresh={MODULES}/react-refresh")
     kind = "--platform=node" if name.endswith("_server.js") else "--format=iife"
     return run_tool("esbuild", str(PAGES / name), "--bundle", kind, DEFINE, *found)

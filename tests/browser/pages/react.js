@@ -1,4 +1,5 @@
 // What a test of the React bindings needs, bundled by esbuild into one script.
+import './react_refresh.js';
 import * as React from 'react';
 import * as ReactDOM from 'react-dom';
 import { createRoot, hydrateRoot } from 'react-dom/client';
