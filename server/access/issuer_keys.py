@@ -16,35 +16,21 @@ import structlog
 from protocol.wire.errors import ServiceError
 from server import limits as server_limits
 from server.access.key_set import KeySetError, fetch_with
+from server.access.rate_limits import Rate, TokenBucket
 
 SIGNATURE_ALGORITHMS = frozenset({"RS256", "ES256", "EdDSA"})
 
 log = structlog.get_logger("taximeter.auth")
 
 
-class Misses:
-    """Budget of fetches that tokens with unknown keys may cause.
+def _all_misses() -> Rate:
+    """The rate of fetches that tokens with unknown keys may cause."""
+    return Rate(server_limits.JWKS_MISSES_MAX, 1000 / server_limits.JWKS_MISS_MS)
 
-    It allows ``most`` at once, and one more each ``JWKS_MISS_MS``. ``now_ms`` is monotonic
-    milliseconds.
-    """
 
-    __slots__ = ("_at", "_left", "_most")
-
-    def __init__(self, most: int, now_ms: int) -> None:
-        self._most = self._left = most
-        self._at = now_ms
-
-    def any(self, now_ms: int) -> bool:
-        """Whether a fetch is left."""
-        earned = (now_ms - self._at) // server_limits.JWKS_MISS_MS
-        self._at += earned * server_limits.JWKS_MISS_MS
-        self._left = min(self._most, self._left + earned)
-        return self._left > 0
-
-    def take(self) -> None:
-        """Takes one fetch; the caller has checked :meth:`any`."""
-        self._left -= 1
+def _misses_of_network() -> Rate:
+    """The same, for the tokens of one network."""
+    return Rate(server_limits.JWKS_MISSES_PER_ADDRESS_MAX, 1000 / server_limits.JWKS_MISS_MS)
 
 
 class IssuerKeys:
@@ -67,8 +53,8 @@ class IssuerKeys:
         self._wait = wait
         self._keys: list[jwt.PyJWK] = []
         self._fetched_at: int | None = None  # time of the last success
-        self._misses = Misses(server_limits.JWKS_MISSES_MAX, self._now_ms())
-        self._misses_of: dict[str, Misses] = {}
+        self._misses = TokenBucket(self._now_ms(), _all_misses)
+        self._misses_of: dict[str, TokenBucket] = {}
         """A budget for each network that tokens come from, the longest silent network first."""
         self._fetching: asyncio.Task[bool] | None = None
 
@@ -139,16 +125,14 @@ class IssuerKeys:
             # The longest silent network comes first, and is forgotten first: it has regained most
             # fetches.
             own = self._misses_of.pop(network, None)
-            own = own or Misses(server_limits.JWKS_MISSES_PER_ADDRESS_MAX, now_ms)
+            own = own or TokenBucket(now_ms, _misses_of_network)
             self._misses_of[network] = own
             if len(self._misses_of) > server_limits.AUTH_FAILURE_ADDRESSES_MAX:
                 del self._misses_of[next(iter(self._misses_of))]
             budgets.append(own)
-        if not all(budget.any(now_ms) for budget in budgets):
+        if not all(budget.has(now_ms) for budget in budgets):
             return False
-        for budget in budgets:
-            budget.take()
-        return True
+        return all(budget.take(now_ms) for budget in budgets)
 
     async def _fetched(self) -> bool:
         """Waits for the current fetch, or a new one; whether it succeeded."""

@@ -39,15 +39,19 @@ class TokenBucket:
         self._at = now_ms
         self.refused = 0
 
-    def take(self, now_ms: int) -> bool:
-        """Whether one more request is allowed; takes its token if so."""
+    def has(self, now_ms: int) -> bool:
+        """Whether one more request is allowed."""
         burst, per_second = self._rate()
         earned = (now_ms - self._at) * per_second / 1000
         self._tokens = min(burst, self._tokens + earned)
         self._at = now_ms
         if self._tokens >= burst:
             self.refused = 0
-        if self._tokens < 1:
+        return self._tokens >= 1
+
+    def take(self, now_ms: int) -> bool:
+        """Whether one more request is allowed; takes its token if so."""
+        if not self.has(now_ms):
             self.refused += 1
             return False
         self._tokens -= 1

@@ -28,6 +28,7 @@ from protocol.metering.states import Phase
 from protocol.wire.errors import ServiceError
 from server import limits as server_limits
 from server.counters.loading import Loader
+from server.recovery.session_pages import session_pages
 from server.runtime.isolation import for_each
 from storage import limits as storage_limits
 from storage.postgres.records import Records
@@ -66,7 +67,7 @@ class LostSessions:
         Raises ``LiveError``, ``UnavailableError`` and, if the record is too far behind to tell,
         ``ServiceError``. Sessions that are left are found the next time.
         """
-        count, after = 0, LiveSession("", "", is_reported=False)
+        count = 0
         # Before Postgres is read: records that are flushed meanwhile are then in what is read.
         behind = await self.loader.behind(storage_limits.ACCOUNT_IDLE_MS)
         is_complete = True
@@ -78,14 +79,8 @@ class LostSessions:
                 return
             count += await self._end(session)
 
-        while True:
-            page = await self.records.live_sessions(
-                after.tenant, after.session_id, server_limits.LOST_SESSIONS_PAGE_ROWS
-            )
+        async for page in session_pages(self.records.live_sessions):
             await for_each("lost session", page, end)
-            if len(page) < server_limits.LOST_SESSIONS_PAGE_ROWS:
-                break
-            after = page[-1]
         if count:
             log.warning("lost_sessions_ended", sessions=count)
         if not is_complete:

@@ -14,6 +14,7 @@ from protocol.metering.terms import MINUTE_MS
 from protocol.wire.errors import ServiceError
 from server import limits as server_limits
 from server.counters.loading import Loader
+from server.recovery.session_pages import session_pages
 from server.runtime.isolation import AWAY, for_each
 from storage import limits as storage_limits
 from storage.postgres.records import Records
@@ -43,17 +44,14 @@ class ReportedSessions:
         # Before Postgres is read: where Postgres is behind, it may lack an end that Redis has
         # forgotten.
         behind = await self.loader.behind(storage_limits.ACCOUNT_IDLE_MS)
-        count, after = 0, ReportedSession("", "", 0)
+        count = 0
         failures: list[Exception] = []
 
         async def bring(found: tuple[str, list[ReportedSession]]) -> None:
             nonlocal count
             count += await self._bring_of_tenant(*found)
 
-        while True:
-            page = await self.records.reported_sessions(
-                after.tenant, after.session_id, server_limits.LOST_SESSIONS_PAGE_ROWS
-            )
+        async for page in session_pages(self.records.reported_sessions):
             by_tenant: dict[str, list[ReportedSession]] = {}
             for session in page:
                 if session.minutes and self.live.keys.partition(session.tenant) not in behind:
@@ -64,9 +62,6 @@ class ReportedSessions:
                 raise
             except Exception as error:
                 failures.append(error)  # the other pages come first
-            if len(page) < server_limits.LOST_SESSIONS_PAGE_ROWS:
-                break
-            after = page[-1]
         if count:
             log.warning("reported_sessions_recovered", sessions=count)
         if failures:
