@@ -180,8 +180,7 @@ LOG_FIELD_DEPTH_MAX: Final = 8
 """Levels of a log event's fields that are searched for secrets; deeper levels are cut off."""
 PRESENCE_BEAT_MS: Final = 1_000  # DESIGN: a process proves its life
 RECONCILE_BEATS: Final = 60
-"""Heartbeats between two searches for sessions that Redis assigns to the process and that the
-process does not have."""
+"""Heartbeats between two searches for sessions that only Redis, or only the process, lists."""
 BEAT_LOOK_PAUSE_S: Final = 0.02
 """Pause between two looks for the heartbeats that other processes were asked for."""
 BEAT_PROMPT_MS: Final = 100
@@ -190,6 +189,8 @@ BEAT_PROMPT_MS: Final = 100
 A later heartbeat was on its way, and its cluster time is equally old; or the clock of Redis was
 stepped. The next heartbeat decides which.
 """
+BEAT_LATE_MS_MAX: Final = 60_000
+"""Longest delay of a heartbeat, where the clock of the machine that starts confirms it."""
 CLOCK_STEADY_MS: Final = 1
 """Two clocks agree on the length of a pause to within this, unless one of them is stepped."""
 CLOCK_NUDGE_MS_MAX: Final = 0.05
@@ -391,7 +392,7 @@ assert STOOD_STILL_MS <= PRESENCE_BEAT_MS
 assert 2_000 * STALL_LOOK_S <= STOOD_STILL_MS
 # Several looks fit into the time in which a heartbeat is prompt, and a prompt one is not a clock
 # step.
-assert 2_000 * BEAT_LOOK_PAUSE_S < BEAT_PROMPT_MS < CLOCK_DRIFT_MS_MAX
+assert 2_000 * BEAT_LOOK_PAUSE_S < BEAT_PROMPT_MS < CLOCK_DRIFT_MS_MAX < BEAT_LATE_MS_MAX
 assert CLOCK_NUDGE_MS_MAX < CLOCK_SLEW_MS_MAX < CLOCK_DRIFT_MS_MAX
 # A draining process has time to make a step, and to make it again.
 assert 2 * limits.REDIS_TIMEOUT_MS + CLAIM_RETRY_MS_MAX <= SETTLE_MS

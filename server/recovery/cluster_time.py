@@ -11,6 +11,7 @@ from storage.redis.live import Live
 LATE_MS = 2 * limits.REDIS_TIMEOUT_MS
 """The longest time for which a beat counts as on its way. Its sender gives up earlier, but the beat
 arrives all the same. A beat that seems later still was not late: Redis was stepped."""
+assert LATE_MS < server_limits.BEAT_LATE_MS_MAX
 
 
 async def take_over_time(clock: ClusterClock, live: Live) -> None:
@@ -23,8 +24,9 @@ async def take_over_time(clock: ClusterClock, live: Live) -> None:
 
     The time that Redis reports is as old as half a round trip, so the look with the fastest reply
     counts. If no beat comes meanwhile, and the last beat shows that some process proved its life a
-    moment ago, that beat gives the time. Otherwise the time is that of Redis, but never before the
-    last time that dead processes have left. Raises ``LiveError``.
+    moment ago, that beat gives the time. If it came so late that Redis may have been stepped
+    instead, this machine's own clock decides which of the two it was. Otherwise the time is that of
+    Redis, but never before the last time that dead processes have left. Raises ``LiveError``.
     """
     until_s = (server_limits.PRESENCE_BEAT_MS + limits.REDIS_TIMEOUT_MS) / 1000
     began_at = asked_at = clock.reading()
@@ -57,19 +59,25 @@ async def take_over_time(clock: ClusterClock, live: Live) -> None:
                     break
             elif ahead_ms is None or behind_ms:
                 # Redis was stepped, so it is unknown how long this beat was on its way.
-                told_ms = view.beaten_redis_ms - view.beaten_at
+                told_ms = _ahead_at_last_beat(view, clock.at_ms(sample.middle_ms / 1000))
                 ahead_ms = told_ms if ahead_ms is None else min(ahead_ms, told_ms)
                 behind_ms = until_s * 1000
     if ahead_ms is not None:
         clock.set(best, ahead_ms, behind_ms)
     else:
-        _set_without_beat(clock, view, best, sample)
+        wall_ms = clock.at_ms(sample.middle_ms / 1000)  # not set yet: the machine's own time
+        _set_without_beat(clock, view, best, sample, wall_ms)
 
 
-def _set_without_beat(clock: ClusterClock, view: ClusterView, best: Sample, newest: Sample) -> None:
-    """Sets the clock by the last beat in Redis, or Redis alone."""
+def _set_without_beat(
+    clock: ClusterClock, view: ClusterView, best: Sample, newest: Sample, wall_ms: float
+) -> None:
+    """Sets the clock by the last beat in Redis, or Redis alone.
+
+    ``wall_ms`` is what this machine's own clock showed at the ``newest`` sample.
+    """
     left_at = max([view.beaten_at, *view.nodes.values()]) if view.nodes else 0
-    ahead_ms = _ahead_at_last_beat(view)
+    ahead_ms = _ahead_at_last_beat(view, wall_ms)
     if (
         left_at
         and -server_limits.BEAT_PROMPT_MS
@@ -83,8 +91,17 @@ def _set_without_beat(clock: ClusterClock, view: ClusterView, best: Sample, newe
     clock.set(newest, view.redis_ms - max(view.redis_ms, left_at), behind_ms)
 
 
-def _ahead_at_last_beat(view: ClusterView) -> float:
-    """How far (ms) Redis was ahead of cluster time at last beat."""
-    if 0 < view.beaten_redis_ms - view.believed_redis_ms <= LATE_MS:
-        return view.believed_redis_ms - view.beaten_at
+def _ahead_at_last_beat(view: ClusterView, wall_ms: float) -> float:
+    """How far (ms) Redis was ahead of cluster time at last beat.
+
+    The beat arrived later than its sender thought by the clock of Redis: that clock was stepped, or
+    the beat was long on its way, as where Redis stood still. In the latter case cluster time is
+    near to ``wall_ms``.
+    """
+    late_ms = view.beaten_redis_ms - view.believed_redis_ms
+    ahead_ms = view.believed_redis_ms - view.beaten_at
+    apart_ms = abs(view.redis_ms - ahead_ms - wall_ms)
+    is_near = apart_ms < min(late_ms / 2, limits.NODE_SILENT_MS)
+    if 0 < late_ms <= LATE_MS or (is_near and late_ms <= server_limits.BEAT_LATE_MS_MAX):
+        return ahead_ms
     return view.beaten_redis_ms - view.beaten_at

@@ -34,6 +34,27 @@ def test_late_heartbeat_of_dead_process_says_how_late_it_is(lab: Laboratory) -> 
     )
 
 
+@pytest.mark.parametrize("late_ms", [2_000, 4_000, 10_000, 30_000])
+@pytest.mark.parametrize("after_ms", [-1_000, 100, 3_000, 10_000])
+def test_late_heartbeat_of_last_process_holds_up_no_clock(
+    lab: Laboratory, late_ms: int, after_ms: int
+) -> None:
+    """The heartbeat arrived late, as after a standstill of Redis.
+
+    The process was the only one, and had died. The next process took the delay for a step of the
+    clock of Redis, and was behind by the delay.
+    """
+    run(
+        lab,
+        act("serve", node="node.8"),
+        act("kill", name=NODE),
+        mishaps("node.8", "redis", ["late", late_ms], ["died"]),
+        wait((late_ms + after_ms) / 1000),
+        act("serve", node="node.b"),
+        wait(60),
+    )
+
+
 def test_expiry_follows_clock_before_it_was_stepped_back(lab: Laboratory) -> None:
     """The auditor allows for each of several steps of a clock.
 
