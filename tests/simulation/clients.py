@@ -68,6 +68,25 @@ class SessionLog:
                 return True
         return False
 
+    def is_doubtful(self, proof: int, came: int) -> bool:
+        """Whether time between a proof and a join need not be billed.
+
+        The kind bills no gaps, the proof is the last one before the join, and it is old. None of
+        the clients that were there has answered since.
+        """
+        is_last = proof == self.proven_before(came) and proof < came - limits.DOUBT_MS
+        return is_last and self.terms.gap != "bill" and not self.answered(came, NEVER)
+
+    def was_visited_in_doubt(self, end: int, latest: int) -> bool:
+        """Whether a client with the latest proof came for an instant.
+
+        It was gone before it was known whether the earlier clients, whose last proof was at
+        ``end``, had been cut. Had it stayed, the time since that proof would be a gap, which its
+        kind does not bill.
+        """
+        lasts = [last for begin, last, _ in self.served if begin == latest]
+        return lasts == [latest] and self.is_doubtful(end, latest)
+
     def is_stopped(self, then: int, at: int) -> bool:
         """Whether an operator's stop leaves ``then`` unproven by ``at``.
 

@@ -265,6 +265,7 @@ def _check_segments(
         returns = {gap[1] for gap in ended["gaps"]}
         paused = {at for at, what in session_log.requests if what == "pause"}
         nothing = end in proofs and (latest in returns or max(returns, default=0) in paused)
+        nothing = nothing or session_log.was_visited_in_doubt(end, latest)
         assert end == latest or nothing or end in asked | stops, (ended, session_log)
         assert end <= latest, (ended, session_log)
 
@@ -276,11 +277,9 @@ def _came_unnoticed(ended: dict[str, Any], from_at: int, session_log: SessionLog
     proof of life, which must be old, and none of them may have answered a probe."""
     begun = [gap[0] for gap in ended["gaps"] if gap[1] == from_at and not gap[2]]
     came = any(begin == from_at for begin, _, _ in session_log.served)
-    if session_log.terms.gap == "bill" or len(begun) != 1 or not came:
+    if len(begun) != 1 or not came:
         return False
-    is_old = begun[0] < from_at - limits.DOUBT_MS
-    at_proof = begun[0] == session_log.proven_before(from_at)
-    return at_proof and is_old and not session_log.answered(from_at, NEVER)
+    return session_log.is_doubtful(begun[0], from_at)
 
 
 def _resumed_after_doubt(from_at: int, session_log: SessionLog) -> bool:

@@ -4,7 +4,9 @@ from typing import Any
 
 import pytest
 
+from tests.simulation.actions import Performer
 from tests.simulation.driver import Laboratory
+from tests.simulation.mixes import world_of
 from tests.simulation.traces import NODE, act, mishaps, pay, run, start, wait
 
 pytestmark = pytest.mark.usefixtures("quiet_logs")
@@ -288,3 +290,41 @@ def test_limit_waits_for_end_of_doubt(lab: Laboratory) -> None:
     assert reached["stopped_at"] == reached["received_at"] == stopped["segments"][-1]["to_at"]
     assert (reached["elapsed_ms"], stopped["elapsed_ms"]) == (12_000, 12_000)
     assert [gap["to_at"] - gap["from_at"] for gap in stopped["gaps"]] == [11_500]
+
+
+@pytest.mark.parametrize("stays", [False, True])
+def test_visit_in_doubt_proves_no_time_before_it(lab: Laboratory, stays: bool) -> None:
+    """A client was cut, and another joins for an instant (seed 92386).
+
+    It joins on another process. It adds nothing to the session, as if it had stayed until it is
+    known that the first is gone: the kind bills no gaps.
+    """
+    performers: list[Performer] = []
+    outcome = lab.run(
+        92386,
+        0,
+        actions=[
+            act("serve", node="node.13"),
+            act("serve", node="node.58"),
+            wait(12.345),
+            act(
+                "start", client="c74", node="node.13", user="cat92386", kind="day", session="s75"
+            ),
+            act("join", client="c78", node="node.0", session="s75", last_seq=2),
+            act("close", client="c74"),
+            wait(29.999),
+            act("cut", client="c78"),
+            act("join", client="c81", node="node.58", session="s75", last_seq=0),
+            *([wait(2)] if stays else []),
+            act("close", client="c81"),
+            wait(60),
+            act("join", client="c90", node="node.58", session="s75", last_seq=0),
+        ],
+        mix=world_of(92386, 0)[1],
+        started=performers.append,
+    )  # fmt: skip
+    assert outcome.failure is None
+    messages = performers[0].world.clients[-1].messages
+    told = [notice for one in messages for notice in one.get("missed", ())]
+    (receipt,) = [notice["receipt"] for notice in told if notice["type"] == "stopped"]
+    assert receipt["elapsed_ms"] == 20_040 + (2_000 if stays else 0)
