@@ -116,6 +116,10 @@ async def read_minutes(request: Request) -> Response:
     figures = {one.minute: (one.seconds, one.charged_micros) for one in recorded}
     if found is not None:
         kept = found.session.standing.minutes_kept
+        if found.session.standing.phase is Phase.ENDED:
+            # Postgres may have other minutes until it has the end (postgres/session_records.py).
+            reported = found.session.identity.is_reported
+            figures = {one: had for one, had in figures.items() if reported and one < kept}
         for minute in range(max(0, kept - most), kept):
             if minute not in figures:
                 again = minute_again(found.session, minute, lambda _: "")

@@ -21,7 +21,6 @@ from protocol.metering.session import (
     Identity,
     SessionState,
     free_key,
-    joined_segments,
     unstarted,
 )
 from protocol.metering.states import Phase
@@ -31,15 +30,16 @@ from server.counters.loading import Loader
 from server.recovery.session_pages import session_pages
 from server.runtime.isolation import for_each
 from storage import limits as storage_limits
+from storage.postgres.columns import LOST
 from storage.postgres.records import Records
-from storage.postgres.usage import SessionMinute, Usage
+from storage.postgres.session_records import ended_of
+from storage.postgres.usage import Usage
 from storage.redis.live import LiveError
 from storage.redis.recovery import Restoring
-from storage.rows.sessions import LiveSession, SessionRow
+from storage.rows.sessions import LiveSession
 
 log = structlog.get_logger()
 
-REASON = "node_lost"
 PutBack = Callable[[SessionState, tuple[bytes, ...]], Awaitable[bool]]
 """Asserts a session that has ended; see ``server.recovery.reassertion``.
 
@@ -118,42 +118,7 @@ class LostSessions:
         if session.is_reported:
             return True
         found = await self.live.attach(tenant, session_id, read_only=True)
-        return found is None or found.session.standing.reason != REASON
-
-
-def ended_of(row: SessionRow, minutes: tuple[SessionMinute, ...]) -> SessionEnded:
-    """The end of a session, computed from its minutes in Postgres."""
-    assert row.started_at is not None
-    elapsed_ms = sum(minute.seconds for minute in minutes) * 1000
-    free_ms = sum(minute.free_ms for minute in minutes)
-    segments: tuple[tuple[int, int], ...] = ()
-    for minute in minutes:
-        lasted_ms = -(-minute.seconds * 1000 // row.terms.speed)
-        segments = joined_segments(segments, minute.started_at, minute.started_at + lasted_ms)
-    return SessionEnded(
-        tenant=row.tenant,
-        session_id=row.session_id,
-        user_id=row.user_id,
-        org_id=row.org_id,
-        account_id=row.account_id,
-        counterpart_id=row.counterpart_id,
-        kind=row.kind,
-        started_at=row.started_at,
-        ended_at=segments[-1][1] if segments else row.started_at,
-        reason=REASON,
-        limit=None,
-        elapsed_ms=elapsed_ms,
-        free_ms=free_ms,
-        billed_ms=row.terms.billed_ms(elapsed_ms, free_ms),
-        minutes=len(minutes),
-        credits_micros=sum(minute.charged_micros for minute in minutes),
-        uncovered_ms=0,
-        segments=list(segments),
-        gaps=[],
-        terms=row.terms,
-        metadata=row.metadata,
-        is_reported=row.is_reported,
-    )
+        return found is None or found.session.standing.reason != LOST
 
 
 def session_of(identity: Identity, ended: SessionEnded) -> SessionState:

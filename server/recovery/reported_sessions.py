@@ -18,9 +18,9 @@ from server.recovery.session_pages import session_pages
 from server.runtime.isolation import AWAY, for_each
 from storage import limits as storage_limits
 from storage.postgres.records import Records
-from storage.postgres.usage import SessionMinute, Usage
+from storage.postgres.usage import Usage
 from storage.redis.reported_minutes import MinuteReporter, ReportedStep
-from storage.rows.sessions import ReportedSession
+from storage.rows.sessions import ReportedSession, SessionMinute
 
 log = structlog.get_logger()
 

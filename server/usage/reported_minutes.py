@@ -49,10 +49,10 @@ from server.recovery.reported_sessions import with_minute, with_minutes
 from server.usage.months import Months
 from storage import limits as storage_limits
 from storage.postgres import records as record
-from storage.postgres.usage import SessionMinute, Usage
+from storage.postgres.usage import Usage
 from storage.redis.live import LiveError
 from storage.redis.reported_minutes import MinuteReporter, ReportedStep, ReportVerdict
-from storage.rows.sessions import SessionRow
+from storage.rows.sessions import SessionMinute, SessionRow
 
 log = structlog.get_logger()
 

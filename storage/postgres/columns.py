@@ -7,9 +7,15 @@ from typing import Any, TypeVar
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from protocol.metering.records import EntryPosted, HoldChanged, MinuteUsed, Record
+from protocol.metering.records import (
+    EntryPosted,
+    HoldChanged,
+    MinuteUsed,
+    Record,
+    SessionEnded,
+)
 from storage.rows.months import AdjustmentRow
-from storage.rows.sessions import SessionPrepared
+from storage.rows.sessions import SessionMinute, SessionPrepared
 
 Value = TypeVar("Value")
 
@@ -35,6 +41,12 @@ HOLD = (
 # Numbers of parameters of write_entries.sql: first of entries, then of operations.
 ENTRY_WIDTH = 11
 OPERATION_WIDTH = 13
+ENTRY_MICROS = 4
+"""The place of the amount in such an entry."""
+CORRECTED = "the session's end corrects this minute"
+"""The reason of entries that follow a minute's own entry."""
+LOST = "node_lost"
+"""The reason of an end that consists of what Postgres had of a lost session."""
 # Columns of type jsonb, whose values are passed as text.
 _DOCUMENTS = frozenset({"terms", "metadata", "segments", "gaps"})
 
@@ -45,6 +57,21 @@ def unique(records: Sequence[Record], of_type: type[Value], *key: str) -> dict[A
     for record in records:
         if isinstance(record, of_type):
             found.setdefault(tuple(getattr(record, name) for name in key), record)
+    return found
+
+
+def counting_ends(records: Sequence[Record]) -> dict[tuple[str, str], SessionEnded]:
+    """Returns the end of each session that counts, as ``write_ended.sql`` decides it."""
+
+    def rank(end: SessionEnded) -> tuple[bool, int, int]:
+        return end.reason != LOST, end.elapsed_ms, end.credits_micros
+
+    found: dict[tuple[str, str], SessionEnded] = {}
+    for record in records:
+        if isinstance(record, SessionEnded):
+            key = (record.tenant, record.session_id)
+            if key not in found or rank(record) > rank(found[key]):
+                found[key] = record
     return found
 
 
@@ -124,12 +151,36 @@ def adjustment_row(adjustment: AdjustmentRow) -> tuple[Any, ...]:
     )  # fmt: skip
 
 
-def burn_row(minute: MinuteUsed) -> tuple[Any, ...]:
-    """Returns a minute's cost as a row for ``write_entries.sql``."""
+def burn_id(session_id: str, minute: int) -> str:
+    """Returns the name of the ledger entry of a minute's cost."""
+    return f"burn:{session_id}:{minute}"
+
+
+def burn_row(minute: MinuteUsed, *, again: bool = False) -> tuple[Any, ...]:
+    """Returns a minute's cost as a row for ``write_entries.sql``.
+
+    ``again``: the ledger has given back an earlier entry of the minute.
+    """
+    entry_id = burn_id(minute.session_id, minute.minute)
     return (
-        minute.tenant, minute.account_id, f"burn:{minute.session_id}:{minute.minute}", "burn",
-        -minute.credits_micros, minute.started_at, None, None, minute.session_id, minute.minute,
-        None,
+        minute.tenant, minute.account_id, f"{entry_id}:again" if again else entry_id, "burn",
+        -minute.credits_micros, minute.started_at, CORRECTED if again else None, None,
+        minute.session_id, minute.minute, None,
+    )  # fmt: skip
+
+
+def correction_row(
+    ended: SessionEnded, minute: SessionMinute, after_micros: int
+) -> tuple[Any, ...]:
+    """Returns a corrected cost as a row for ``write_entries.sql``.
+
+    The entry is named after the minute and the figures of the end that it follows.
+    """
+    name = f"{ended.elapsed_ms}:{ended.credits_micros}"
+    return (
+        ended.tenant, ended.account_id, f"{burn_id(ended.session_id, minute.minute)}:{name}",
+        "burn", minute.charged_micros - after_micros, minute.started_at, CORRECTED, None,
+        ended.session_id, minute.minute, None,
     )  # fmt: skip
 
 

@@ -16,13 +16,13 @@ from protocol.metering.records import (
     HoldChanged,
     MinuteUsed,
     Record,
-    SessionEnded,
     SessionStarted,
 )
 from storage import limits as storage_limits
 from storage.postgres import columns
 from storage.postgres.database import SQL, Connection, RejectedError, UnavailableError
 from storage.postgres.ledgers import Ledgers
+from storage.postgres.session_records import write_sessions
 from storage.rows.idempotency import Fresh, Mismatch, StoredAnswer, UnderWay
 from storage.rows.months import (
     FreeRecord,
@@ -55,12 +55,13 @@ class Records(Ledgers):
 
         They may come in any order, and any number of times: existing rows stay as they are. A
         minute that is new and cost something makes the ledger's entry
-        ``burn:<session_id>:<minute>``. The first end of a hold counts: a post after another end is
+        ``burn:<session_id>:<minute>``. Where a session's end contradicts its minutes, the end
+        counts (``session_records``). The first end of a hold counts: a post after another end is
         left out. Raises ``RejectedError`` when one of the records can never be written; then none
         is written.
         """
         started = columns.unique(records, SessionStarted, "tenant", "session_id")
-        ended = columns.unique(records, SessionEnded, "tenant", "session_id")
+        ended = columns.counting_ends(records)
         minutes = columns.unique(records, MinuteUsed, "tenant", "session_id", "minute")
         entries = list(
             columns.unique(records, EntryPosted, "tenant", "account_id", "entry_id").values()
@@ -76,25 +77,9 @@ class Records(Ledgers):
             # of a spend are one statement, which needs no transaction around it.
             several = started or ended or minutes or holds
             async with connection.transaction() if several else nullcontext():
-                if started:
-                    await connection.execute(
-                        SQL["write_started"],
-                        *columns.arrays(list(started.values()), columns.STARTED),
-                    )
-                if ended:
-                    await connection.execute(
-                        SQL["write_ended"], *columns.arrays(list(ended.values()), columns.ENDED)
-                    )
                 ledger = [columns.entry_row(entry) for entry in entries if columns.has_moved(entry)]
-                if minutes:
-                    new = await connection.fetch(
-                        SQL["write_minutes"],
-                        *columns.arrays(list(minutes.values()), columns.MINUTE),
-                    )
-                    burnt = (minutes[tuple(key)] for key in new)
-                    ledger += [
-                        columns.burn_row(minute) for minute in burnt if minute.credits_micros
-                    ]
+                if started or ended or minutes:
+                    ledger += await write_sessions(connection, started, ended, minutes)
                 # Before the ledger, which takes the posted part of a hold and no more.
                 if holds:
                     await connection.execute(

@@ -15,6 +15,7 @@ from asyncpg.cursor import Cursor
 
 from storage import limits as storage_limits
 from storage.postgres.database import SQL, Database, UnavailableError
+from storage.rows.sessions import SessionMinute
 
 
 class Totals(msgspec.Struct, frozen=True):
@@ -50,18 +51,6 @@ class SpendingTotals(msgspec.Struct, frozen=True):
     week_micros: int
     month_actions: int
     month_micros: int
-
-
-class SessionMinute(msgspec.Struct, frozen=True):
-    """One minute of a session, as Postgres has it."""
-
-    minute: int
-    started_at: int
-    seconds: int
-    free_ms: int
-    charged_micros: int
-    month: str
-    """The first day of the month in which the minute counts."""
 
 
 class UsageReportRow(msgspec.Struct, frozen=True):

@@ -149,6 +149,18 @@ class ReportedSession(msgspec.Struct, frozen=True):
     """How many minutes Postgres has."""
 
 
+class SessionMinute(msgspec.Struct, frozen=True):
+    """One minute of a session, as Postgres has it."""
+
+    minute: int
+    started_at: int
+    seconds: int
+    free_ms: int
+    charged_micros: int
+    month: str
+    """The first day of the month in which the minute counts."""
+
+
 class MissingMinute(msgspec.Struct, frozen=True):
     """A minute that a session has completed, and that Postgres lacks."""
 

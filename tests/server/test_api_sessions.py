@@ -4,9 +4,11 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from protocol import limits
+from protocol.metering.assertion import minute_again
 from protocol.rate_card import RateCard
 from protocol.wire.money import parse_credits
 from server.runtime.rate_card_file import load_rate_card
@@ -80,6 +82,27 @@ async def test_the_minutes_of_a_session_are_those_on_the_record(server: TestServ
     assert_problem(
         await ask(server, "GET", "/v1/sessions/s9/minutes", stranger), 404, "unknown_session"
     )
+
+
+async def test_minutes_of_a_receipt_are_those_of_its_session(server: TestServer) -> None:
+    """Postgres has minutes of lost steps, and gets the end later."""
+    client = await chat(server)
+    advance(server, 90_500)
+    await client.ask("stop", session_id="s1")
+    local = await server.process.live.attach("user:ann", "s1", read_only=True)
+    assert local is not None
+    lost = [minute_again(local.session, number, lambda _: "2026-11-01") for number in (0, 1)]
+    more = [msgspec.structs.replace(lost[1], minute=number, seconds=60) for number in (1, 2)]
+    await server.process.records.write([lost[0], *more])
+    for _ in range(2):
+        rows = (await ask(server, "GET", f"{S1}/minutes", server.token())).json()["minutes"]
+        assert [row["minute"] for row in rows] == [0, 1]
+        assert rows[1]["seconds"] < 60
+        receipt = (await ask(server, "GET", S1, server.token())).json()
+        shown = sum(parse_credits(row["credits"]) for row in rows)
+        assert shown == parse_credits(receipt["credits"])
+        await server.flush()
+    assert await server.process.records.audit() == ()
 
 
 async def test_a_session_of_another_process_shows_the_same(start_server: StartServer) -> None:

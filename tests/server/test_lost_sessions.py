@@ -5,9 +5,10 @@ import pytest
 
 from protocol.metering.states import Phase
 from protocol.wire.errors import ServiceError
-from server.recovery.lost_sessions import REASON, LostSessions, ended_of, session_of
-from storage.postgres.usage import SessionMinute
-from storage.rows.sessions import SessionRow
+from server.recovery.lost_sessions import LostSessions, session_of
+from storage.postgres.columns import LOST
+from storage.postgres.session_records import ended_of
+from storage.rows.sessions import SessionMinute, SessionRow
 from tests.protocol.examples import CREDIT, NOW, terms_of
 from tests.simulation.cluster import Cluster, Node
 
@@ -28,7 +29,7 @@ MINUTES = (
 def test_session_ends_with_its_recorded_minutes() -> None:
     ended = ended_of(ROW, MINUTES)
     assert (ended.reason, ended.minutes, ended.elapsed_ms, ended.free_ms) == (
-        REASON, 2, 105_000, 30_000,
+        LOST, 2, 105_000, 30_000,
     )  # fmt: skip
     assert (ended.billed_ms, ended.credits_micros) == (75_000, CREDIT * 5 // 4)
     assert [tuple(part) for part in ended.segments] == [
@@ -48,7 +49,7 @@ def test_ended_session_is_older_than_every_version_of_it(scope: str, has_key: bo
     row = msgspec.structs.replace(ROW, terms=msgspec.structs.replace(TERMS, free_scope=scope))
     session = session_of(row.identity, ended_of(row, MINUTES))
     standing = session.standing
-    assert (standing.version, standing.phase, standing.reason) == (0, Phase.ENDED, REASON)
+    assert (standing.version, standing.phase, standing.reason) == (0, Phase.ENDED, LOST)
     assert standing.elapsed_ms == standing.settled_ms == 105_000
     assert standing.charged_micros == CREDIT * 5 // 4
     assert (session.identity.free_key is not None) is has_key

@@ -7,7 +7,8 @@ import pytest
 from protocol.metering.session import SessionState
 from server.recovery.missing_minutes import MissingMinutes
 from storage.postgres.records import UnavailableError
-from storage.postgres.usage import SessionMinute, Usage
+from storage.postgres.usage import Usage
+from storage.rows.sessions import SessionMinute
 from tests.simulation.cluster import Cluster, Node
 from tests.simulation.people import CREDIT, terms
 

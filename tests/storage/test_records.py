@@ -85,7 +85,7 @@ async def test_a_batch_is_written_whole_or_not_at_all(
     records: Records, connection: Connection
 ) -> None:
     with pytest.raises(RejectedError, match="usage_tracking_seconds_check"):
-        await records.write([*batch_of(TENANT), minute(9, seconds=61)])
+        await records.write([*batch_of(TENANT), minute(0, session_id="s9", seconds=61)])
     assert not any((await tables_of(connection, TENANT)).values())
 
 

@@ -12,7 +12,8 @@ import pytest
 from protocol.metering.records import Record
 from storage import limits as storage_limits
 from storage.postgres.records import Records, UnavailableError
-from storage.postgres.usage import SessionMinute, SpendingTotals, Totals, Usage, UsageReportRow
+from storage.postgres.usage import SpendingTotals, Totals, Usage, UsageReportRow
+from storage.rows.sessions import SessionMinute
 from tests.fixtures.database import Connection
 from tests.storage.examples import START, TENANT, at, ended, entry, minute, month, started
 

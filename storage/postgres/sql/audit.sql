@@ -93,12 +93,19 @@ FROM (
     UNION ALL
     SELECT
         'burn', tenant, session_id || ':' || minute,
-        format('charged %s, in the ledger %s', used.charged_micros, -entry.amount_micros)
+        format('charged %s, in the ledger %s', used.charged_micros, entry.micros)
     FROM (SELECT * FROM usage_tracking WHERE charged_micros > 0) AS used
-    FULL JOIN (SELECT * FROM credit_ledger WHERE entry_kind = 'burn') AS entry
-        USING (tenant, session_id, minute)
-    WHERE coalesce(used.charged_micros, 0) <> coalesce(-entry.amount_micros, 0)
-       OR used.account_id <> entry.account_id
+    FULL JOIN (
+        -- The minute's own entry, and those that correct it.
+        SELECT
+            tenant, session_id, minute, -sum(amount_micros) AS micros,
+            min(account_id) AS first_account, max(account_id) AS last_account
+        FROM credit_ledger
+        WHERE entry_kind = 'burn'
+        GROUP BY tenant, session_id, minute
+    ) AS entry USING (tenant, session_id, minute)
+    WHERE coalesce(used.charged_micros, 0) <> coalesce(entry.micros, 0)
+       OR (used.account_id, used.account_id) <> (entry.first_account, entry.last_account)
 
     UNION ALL
     SELECT

@@ -1,7 +1,9 @@
--- Records sessions that ended. Such a record is complete: it needs no earlier row, and no later
--- record changes the row. One exception: when a session was taken for lost (`node_lost`) and its
--- process comes back, the record of that process replaces the row. Sorted, so that flushers lock
--- in one order.
+-- Records sessions that ended; answers those whose end this is now, and how many minutes each may
+-- have (see lock_sessions.sql). Such a record is complete: it needs no earlier row, and no later
+-- record changes the row. There are two exceptions. When a session was taken for lost
+-- (`node_lost`) and its process comes back, the record of that process replaces the row. When
+-- Redis had lost an end, and another process ended an older copy, the longer end counts, as in
+-- assert.lua. Sorted, so that flushers lock in one order.
 INSERT INTO sessions AS session (
     tenant, session_id, state, kind, user_id, org_id, account_id, counterpart_id,
     started_at, ended_at, reason, limit_name, elapsed_ms, free_ms, billed_ms, minutes,
@@ -46,4 +48,12 @@ ON CONFLICT (tenant, session_id) DO UPDATE SET
     terms = excluded.terms,
     metadata = excluded.metadata,
     is_reported = excluded.is_reported
-WHERE session.state <> 'ended' OR (session.reason = 'node_lost' AND excluded.reason <> 'node_lost')
+WHERE session.state <> 'ended'
+   OR CASE
+       WHEN session.reason = 'node_lost'
+           THEN excluded.reason <> 'node_lost' OR excluded.minutes > session.minutes
+       ELSE excluded.reason <> 'node_lost'
+           AND (excluded.elapsed_ms, excluded.charged_micros)
+               > (session.elapsed_ms, session.charged_micros)
+   END
+RETURNING tenant, session_id, CASE WHEN reason <> 'node_lost' THEN minutes END AS minutes

@@ -20,12 +20,13 @@
 --   ok      Redis has the session now
 --   known   Redis has the session with this very step
 --   other   Redis has another step, and that step counts: a newer one, one of the same version
---           that a process made from an older copy before this assertion, or an end that a
---           process made from an older copy
---   forked  Redis has another step, and the asserted session counts: it has ended; or the
---           versions are equal, and its client has paused it, or more of it is settled. Detail
---           is the version that it must exceed, so that every process learns of it. An end is
---           final, because its receipt is out
+--           that a process made from an older copy before this assertion, an end that a process
+--           made from an older copy, or, where the asserted session has ended too, the longer
+--           one of both ends
+--   forked  Redis has another step, and the asserted session counts: it has ended, and Redis
+--           has no longer end; or the versions are equal, and its client has paused it, or more
+--           of it is settled. Detail is the version that it must exceed, so that every process
+--           learns of it. An end is final, because its receipt is out
 --   cold    account, member, org or free must be loaded first; detail names them
 
 local asserted = cjson.decode(ARGV[1])
@@ -49,24 +50,35 @@ local function prevails(standing)
   return asserted.settled > standing.settled_ms
 end
 
+-- Whether the asserted end counts, and not the end that Redis has. Both were made, one of them on
+-- an older copy. The longer one counts, in Postgres too (write_ended.sql).
+local function outlasts(standing)
+  if asserted.settled ~= standing.settled_ms then return asserted.settled > standing.settled_ms end
+  return asserted.charged > standing.charged_micros
+end
+
 local found = call('HMGET', KEYS[1], 'version', 'standing', 'grant', 'mark')
 local version = tonumber(found[1] or '-1')
+local standing = found[2] and cjson.decode(found[2])
+local is_over = standing and standing.phase == 'ended'
+local has_same = (found[4] or '') == asserted.mark and 'known' or 'other'
+if asserted.ended and is_over and version > 0 and not outlasts(standing) then
+  return {has_same, ''}
+end
 if version >= asserted.version then
-  local standing = cjson.decode(found[2])
-  local is_over = standing.phase == 'ended'
   -- A session that comes from the record only (server/recovery/lost_sessions.py) has version 0, and
   -- never prevails.
-  if asserted.version > 0 and not is_over
-    and (asserted.ended or version == asserted.version and prevails(standing)) then
+  if asserted.version > 0
+    and (asserted.ended or version == asserted.version and not is_over and prevails(standing)) then
     return {'forked', whole(version)}
   end
   if version == asserted.version and not is_over then present() end
-  return {(found[4] or '') == asserted.mark and 'known' or 'other', ''}
+  return {has_same, ''}
 end
 
 -- What the counters already contain of the session.
-local older = found[1] and cjson.decode(found[2])
-local was_live = older and older.phase ~= 'ended'
+local older = standing
+local was_live = older and not is_over
 
 -- A partition that is not empty has lost its last writes only: begin a recovery, in which all
 -- processes look. A session that comes from the record (version 0) begins none.

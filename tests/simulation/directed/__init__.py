@@ -6,6 +6,7 @@ and ``answered``). ``scripts/mutate`` runs these worlds first.
 """
 
 from tests.simulation.directed.answers import ANSWERS
+from tests.simulation.directed.ends import ENDS
 from tests.simulation.directed.forks import FORKS
 from tests.simulation.directed.grants import GRANTS
 from tests.simulation.directed.late import LATE
@@ -19,7 +20,7 @@ from tests.simulation.directed.sessions import SESSIONS
 from tests.simulation.directed.steps import Directed
 
 DIRECTED: dict[str, Directed] = {
-    **MONTHS, **REPORTED, **REPORTED_MORE, **MONEY, **SESSIONS, **LOSSES, **FORKS, **RETURNS,
-    **ANSWERS, **GRANTS, **RESTORED, **LATE,
+    **MONTHS, **REPORTED, **REPORTED_MORE, **MONEY, **SESSIONS, **LOSSES, **FORKS, **ENDS,
+    **RETURNS, **ANSWERS, **GRANTS, **RESTORED, **LATE,
 }  # fmt: skip
 """The directed worlds by name."""
