@@ -19,6 +19,8 @@ from server.http.openapi import Operation, described
 from server.http.problems import Problem
 from server.http.requests import bearer_of, path_id, principal_of, process_of, raw_body, sender_of
 
+SPACE = " \t\r\n"
+"""White space around a value, as JSON has it."""
 EVENT_STREAM = "text/event-stream"
 Message = Auth | Refresh | Start | Pause | Resume | Stop | Leave | Watch | Ping | StreamPong
 Messages = Annotated[
@@ -117,7 +119,7 @@ def messages_in(raw: bytes) -> list[str]:
     that is neither an object nor a list of objects.
     """
     try:
-        text = raw.decode().strip()
+        text = raw.decode().strip(SPACE)
     except UnicodeDecodeError:
         raise BadMessageError("not UTF-8") from None
     if not text:
@@ -130,7 +132,7 @@ def messages_in(raw: bytes) -> list[str]:
         raise BadMessageError("expected a JSON object, or a list of objects") from None
     if not 1 <= len(parts) <= server_limits.INBOX_MESSAGES_MAX:
         raise BadMessageError(f"expected 1 to {server_limits.INBOX_MESSAGES_MAX} messages")
-    texts = [bytes(part).decode().strip() for part in parts]
+    texts = [bytes(part).decode().strip(SPACE) for part in parts]
     if not all(text.startswith("{") for text in texts):
         raise BadMessageError("expected a JSON object, or a list of objects")
     return texts

@@ -10,7 +10,7 @@ from server import limits as server_limits
 from storage.redis.live import LiveError
 from tests.faults.processes import eventually
 from tests.fixtures.database import Connection
-from tests.fixtures.server import StartServer, TestServer
+from tests.fixtures.server import BOTH_CARRIERS, StartServer, TestServer
 from tests.server.api import advance, ask, assert_problem, settled
 
 PATH = "/v1/sessions/chat-1/heartbeat"
@@ -50,6 +50,7 @@ async def test_the_proof_of_a_heartbeat_ends(server: TestServer) -> None:
     assert back["state"] == "active"
 
 
+@BOTH_CARRIERS
 async def test_heartbeats_beside_a_socket_are_counted_once(server: TestServer) -> None:
     await server.grant(10_000_000)
     client = await server.login()
@@ -112,6 +113,7 @@ async def test_a_first_heartbeat_without_an_answer_keeps_nothing_alive(
     assert found["elapsed_ms"] < 10_000
 
 
+@BOTH_CARRIERS
 async def test_a_heartbeat_that_is_refused_keeps_nothing_alive(
     server: TestServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -208,6 +210,7 @@ async def test_a_clean_close_ends_the_proof_of_a_heartbeat(
     assert await reaches_suspended(servers, 30_000) < 20_000
 
 
+@BOTH_CARRIERS
 async def test_a_cut_socket_leaves_the_proof_of_a_heartbeat_alone(server: TestServer) -> None:
     """A cut socket does not shorten the proof of a heartbeat.
 
@@ -217,7 +220,7 @@ async def test_a_cut_socket_leaves_the_proof_of_a_heartbeat_alone(server: TestSe
     client = await server.login()
     await client.ask("start", kind="chat", session_id="chat-1")
     await ask(server, "POST", PATH, server.token())
-    client.connection.transport.abort()
+    await client.drop()
     await server.process.sockets.gone()
     advance(server, server_limits.HEARTBEAT_PROOF_MS - 5_000)
     await settled(server)
@@ -226,6 +229,7 @@ async def test_a_cut_socket_leaves_the_proof_of_a_heartbeat_alone(server: TestSe
     assert found["elapsed_ms"] >= server_limits.HEARTBEAT_PROOF_MS - 5_000
 
 
+@BOTH_CARRIERS
 async def test_a_close_from_this_side_is_no_farewell(server: TestServer) -> None:
     await server.grant(10_000_000)
     client = await server.login()
@@ -238,6 +242,7 @@ async def test_a_close_from_this_side_is_no_farewell(server: TestServer) -> None
     assert found["state"] == "active"
 
 
+@BOTH_CARRIERS
 async def test_a_clean_close_ends_no_other_socket(server: TestServer) -> None:
     await server.grant(10_000_000)
     first, second = await server.login(), await server.login()

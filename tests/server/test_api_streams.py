@@ -166,6 +166,7 @@ async def test_requests_are_accepted_and_answered_on_the_stream(server: TestServ
         ("", 400),
         ("  ", 400),
         ("null", 400),
+        ('\u00a0{"type": "ping"}', 400),
         ("7", 400),
         ('"ping"', 400),
         ("[]", 400),

@@ -9,7 +9,7 @@ from server import limits as server_limits
 from server.gateway.connection import Connection
 from server.runtime.stall_detector import StallDetector
 from server.transport.push import PushProtocol
-from tests.fixtures.server import StartServer, TestServer
+from tests.fixtures.server import BOTH_CARRIERS, StartServer, TestServer
 from tests.server.api import advance
 from tests.server.billed_session import CREDIT, connection_of, eventually
 
@@ -128,6 +128,7 @@ async def test_who_watches_elsewhere_sees_what_is_proven(
     assert local.meter.counting
 
 
+@BOTH_CARRIERS
 async def test_the_metric_of_service_without_proof(server: TestServer) -> None:
     await server.grant(5 * CREDIT)
     client = await server.login()
@@ -136,7 +137,7 @@ async def test_the_metric_of_service_without_proof(server: TestServer) -> None:
     (local,) = server.process.registry
     local.service.ticked_at = local.meter.alive_at + 7_000
     connection = connection_of(server)
-    client.connection.transport.abort()
+    await client.drop()
 
     async def is_gone() -> bool:
         return connection not in server.process.sockets.connections
