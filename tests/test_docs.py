@@ -376,3 +376,36 @@ async def test_the_backend_example_of_the_readme_runs(server: TestServer) -> Non
     grant, *sessions = [json.loads(line) for line in answered.splitlines()]
     assert (grant["account_id"], grant["credits"]) == ("visitor-ann", "10")
     assert [one["state"] for one in sessions] == ["active", "active"]
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl")
+async def test_the_stream_of_integrating_runs(server: TestServer) -> None:
+    """Opens the stream by the first command, and asks by the second."""
+    text = section(INTEGRATING, "Where no WebSocket gets through")
+    opening, asking, _ = re.findall(r"^```sh\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    shown = {"TOKEN": server.token(), "no_proxy": "*"}
+
+    async def curl(command: str, **variables: str) -> asyncio.subprocess.Process:
+        command = command.replace(EXAMPLE_URL, server.url).replace("curl", "exec curl -sS", 1)
+        return await asyncio.create_subprocess_exec(
+            *("sh", "-ec", command),
+            env={**os.environ, **shown, **variables},
+            stdout=asyncio.subprocess.PIPE,
+        )
+
+    stream = await curl(opening)
+    assert stream.stdout is not None
+    async with asyncio.timeout(PATIENCE_S):
+        opened = (await stream.stdout.readuntil(b"\n\n")).decode()
+        assert opened.startswith("event: open\n")
+        stream_id = json.loads(opened.partition("data: ")[2])["stream_id"]
+        answered, _ = await (await curl(asking, STREAM_ID=stream_id)).communicate()
+        assert answered == b""
+        ids = set[int]()
+        while ids != {1, 2}:
+            event = (await stream.stdout.readuntil(b"\n\n")).decode()
+            if event.startswith("data: "):
+                message = json.loads(event.removeprefix("data: "))
+                ids |= {message["id"]} if "id" in message else set()
+        stream.terminate()
+        await stream.communicate()

@@ -10,7 +10,7 @@ from starlette.types import Receive, Scope, Send
 
 from protocol import limits
 from protocol.wire.errors import BadMessageError
-from protocol.wire.messages import Auth, Leave, Pause, Ping, Refresh, Resume, Start, Stop, Watch
+from protocol.wire.messages import Leave, Pause, Ping, Refresh, Resume, Start, Stop, Watch
 from protocol.wire.stream_events import StreamPong
 from server import limits as server_limits
 from server.access.principals import Principal
@@ -22,7 +22,7 @@ from server.http.requests import bearer_of, path_id, principal_of, process_of, r
 SPACE = " \t\r\n"
 """White space around a value, as JSON has it."""
 EVENT_STREAM = "text/event-stream"
-Message = Auth | Refresh | Start | Pause | Resume | Stop | Leave | Watch | Ping | StreamPong
+Message = Refresh | Start | Pause | Resume | Stop | Leave | Watch | Ping | StreamPong
 Messages = Annotated[
     list[Message], msgspec.Meta(min_length=1, max_length=server_limits.INBOX_MESSAGES_MAX)
 ]

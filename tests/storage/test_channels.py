@@ -15,7 +15,7 @@ from redis.exceptions import RedisError
 from storage.redis.channels import ClusterChannels, agree_on_channels
 from storage.redis.cluster import ClusterRedis
 from storage.redis.keys import CHANNELS, NODES, Keys
-from storage.redis.live import connect
+from storage.redis.live import Live, connect
 from tests.fixtures.redis_cluster import RedisCluster
 from tests.storage.outboxes import until
 
@@ -128,3 +128,17 @@ async def test_lines_that_break_while_others_subscribe_are_read(
                 while await heard_last.get() != f"{name} {number}".encode():
                     pass
         reader.cancel()
+
+
+async def test_a_process_is_told_by_its_name(
+    cluster: ClusterRedis, channels: ClusterChannels
+) -> None:
+    live = Live(cluster, KEYS, "node-a")
+    await live.prepare()
+    assert not await live.tell_process("node-b", {"post": 1})
+    for name in ("node-b", "node-c", "node-d", "node-e"):
+        channel = KEYS.streams_channel(name)
+        await channels.subscribe(channel)
+        assert await heard(channels, 1) == [("subscribe", channel, b"")]
+        assert await live.tell_process(name, {"post": 2})
+        assert await heard(channels, 1) == [("message", channel, b'{"post":2}')]
