@@ -2,10 +2,9 @@
 
 import functools
 
-from tests.browser.node import PACKAGE, run_tool
+from tests.browser.node import MODULES, PACKAGE, run_tool
 
 PAGES = PACKAGE.parents[1] / "tests" / "browser" / "pages"
-MODULES = PACKAGE / "node_modules"
 DEFINE = '--define:process.env.NODE_ENV="development"'
 
 

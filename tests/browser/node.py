@@ -14,23 +14,24 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[2] / "protocol" / "browser"
+MODULES = PACKAGE / "node_modules"
 PATIENCE_S = 120
 """Longest run of a tool. It decides nothing while tests pass."""
 
 
 def run_tool(name: str, *arguments: str, cwd: Path = PACKAGE) -> str:
     """Runs a tool of ``node_modules``; returns its output."""
-    path = PACKAGE / "node_modules" / ".bin" / name
+    path = MODULES / ".bin" / name
     if not path.exists():
         _miss(f"{name} is not installed: run scripts/test, or `npm ci` in protocol/browser")
-    return _run(str(path), *arguments, cwd=cwd)
+    return run_command(str(path), *arguments, cwd=cwd)
 
 
 def run_npm(*arguments: str) -> str:
     """Runs npm in the package; returns its output."""
     if shutil.which("npm") is None:
         _miss("npm is missing (apt-get install npm)")
-    return _run("npm", *arguments, cwd=PACKAGE)
+    return run_command("npm", *arguments, cwd=PACKAGE)
 
 
 def run_module(source: str) -> str:
@@ -40,7 +41,7 @@ def run_module(source: str) -> str:
     """
     address = json.dumps((PACKAGE / "taximeter.js").as_uri())
     text = f"const CORE = {address};\n{source}"
-    return _run("node", "--input-type=module", "--eval", text, cwd=PACKAGE)
+    return run_command("node", "--input-type=module", "--eval", text, cwd=PACKAGE)
 
 
 def run_script(source: str) -> str:
@@ -48,10 +49,11 @@ def run_script(source: str) -> str:
     with tempfile.NamedTemporaryFile("w", suffix=".cjs") as file:
         file.write(source)
         file.flush()
-        return _run("node", file.name, cwd=PACKAGE)
+        return run_command("node", file.name, cwd=PACKAGE)
 
 
-def _run(command: str, *arguments: str, cwd: Path) -> str:
+def run_command(command: str, *arguments: str, cwd: Path) -> str:
+    """Runs a command that must succeed; returns its output."""
     if shutil.which("node") is None:
         _miss("node is missing (apt-get install nodejs npm)")
     done = subprocess.run(
