@@ -48,12 +48,26 @@ export const app = createElement(TaximeterProvider, { token: async () => 'token'
   createElement(Chat));
 """
 
+ELEMENTS = """
+import { Taximeter } from 'taximeter';
+import { refresh, use, words } from 'taximeter/elements';
+
+use(new Taximeter({ token: 'token' }));
+words.credits = { one: 'coin', other: 'coins' };
+words.limits.credits = { soon: 'Soon', why: 'why', name: 'Coins' };
+refresh();
+const notices = document.querySelector('taximeter-notices');
+notices?.toast('Saved.', 'ok');
+export const status: string | undefined = notices?.shown?.getSnapshot().status;
+"""
+
 
 @pytest.mark.parametrize("resolution", ["bundler", "node16", "nodenext"])
 def test_an_app_compiles_against_the_types(tmp_path: Path, resolution: str) -> None:
-    (tmp_path / "app.ts").write_text(APP)
+    files = {"app.ts": APP, "react.ts": REACT, "elements.ts": ELEMENTS}
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
     (tmp_path / "package.json").write_text('{"type": "module"}')
-    (tmp_path / "react.ts").write_text(REACT)
     modules = tmp_path / "node_modules"
     modules.mkdir()
     (modules / "taximeter").symlink_to(PACKAGE)
@@ -63,12 +77,17 @@ def test_an_app_compiles_against_the_types(tmp_path: Path, resolution: str) -> N
     options = {"strict": True, "noEmit": True, "target": "es2022", "lib": ["es2023", "dom"]}
     config = {**options, "module": module, "moduleResolution": resolution, "types": []}
     (tmp_path / "tsconfig.json").write_text(
-        json.dumps({"compilerOptions": config, "files": ["app.ts", "react.ts"]})
+        json.dumps({"compilerOptions": config, "files": list(files)})
     )
     assert run_tool("tsc", "-p", "tsconfig.json", cwd=tmp_path) == ""
 
 
-BUDGETS = {"taximeter.js": 7 * 1024, "react.js": 2 * 1024, "react-legacy.js": 2 * 1024}
+BUDGETS = {
+    "taximeter.js": 7 * 1024,
+    "react.js": 2 * 1024,
+    "react-legacy.js": 2 * 1024,
+    "elements.js": 5 * 1024,
+}
 """The most bytes of an entry, minified and gzipped, without the entries that it builds on."""
 
 
@@ -83,7 +102,7 @@ def test_an_entry_is_small(name: str) -> None:
 def test_the_package_holds_its_modules_types_and_texts() -> None:
     (packed,) = json.loads(run_npm("pack", "--dry-run", "--json", "--ignore-scripts"))
     expected = {path.name for path in PACKAGE.iterdir() if path.suffix in (".js", ".ts")}
-    expected |= {"package.json", "README.md", "LICENSE"}
+    expected |= {"package.json", "README.md", "LICENSE", "custom-elements.json"}
     assert {file["path"] for file in packed["files"]} == expected
 
 
