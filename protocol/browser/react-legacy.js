@@ -16,6 +16,7 @@ import {
   useSession,
   useUsage as usePushedUsage,
 } from './react.js';
+import { firstOf } from './records.js';
 
 const MINUTE_MS = 60_000;
 /** From this many minutes left on, the old hook warned. */
@@ -80,7 +81,7 @@ export function useMinuteTracking({
     if (notice.type === 'limit_warning') onApproachingLimit?.(notice);
     if (notice.type === 'limit_reached') onLimitReached?.(notice);
   });
-  const checkUsageLimit = useCallback(() => firstUsage(meter).then(limitOf), [meter]);
+  const checkUsageLimit = useCallback(() => firstOf(meter, (view) => view.usage).then(limitOf), [meter]);
   return {
     ...limitOf(usage),
     isTracking: status === 'running',
@@ -98,23 +99,6 @@ function useBegun(sessionId, isRecording) {
   const [begun, setBegun] = useState(null);
   if (isRecording && begun !== sessionId) setBegun(sessionId);
   return isRecording || begun === sessionId;
-}
-
-/** Promises the first pushed usage; connects for it. */
-function firstUsage(meter) {
-  return new Promise((resolve, reject) => {
-    let end = () => {};
-    const look = () => {
-      const { usage, connection, error } = meter.getSnapshot();
-      if (usage) resolve(usage);
-      else if (['offline', 'closed'].includes(connection)) reject(error);
-      else return false;
-      end();
-      return true;
-    };
-    meter.connect();
-    if (!look()) end = meter.subscribe(look);
-  });
 }
 
 /**

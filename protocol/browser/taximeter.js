@@ -200,13 +200,18 @@ export class Taximeter extends Store {
 
   /** Ends sessions over HTTP, because a `stop` without an answer would be lost with the page. */
   #stopAll() {
-    const headers = { Authorization: `Bearer ${this.#lastToken}` };
     for (const { stopWanted, sessionId } of this.#sessions.values()) {
       if (!stopWanted || !this.#lastToken) continue;
       const path = `sessions/${encodeURIComponent(sessionId)}/stop`;
-      const url = new URL(path, addressOf(this.#options.url, 'http'));
-      fetch(url, { method: 'POST', keepalive: true, headers }).catch(() => {});
+      this._fetch(path, { method: 'POST', keepalive: true }).catch(() => {});
     }
+  }
+
+  /** @internal Makes a request below `/v1/`, as the user of the last `welcome`. */
+  _fetch(path, init) {
+    const url = new URL(path, addressOf(this.#options.url, 'http'));
+    const headers = { Authorization: `Bearer ${this.#lastToken}` };
+    return fetch(url, { ...init, headers });
   }
 
   #assertOpen() {

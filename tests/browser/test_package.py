@@ -34,6 +34,14 @@ export { end, view };
 REACT = """
 import { createElement } from 'react';
 import { Clock, TaximeterProvider, useCredits, useNotices, useSession } from 'taximeter/react';
+import { useEstimate, useSessions } from 'taximeter/react/records';
+
+function Before() {
+  const { estimate, refresh } = useEstimate({ kind: 'chat' });
+  const { sessions, more } = useSessions({ limit: 10 });
+  const cost: string | undefined = sessions?.[0]?.receipt?.credits;
+  return createElement('p', { onClick: refresh, onBlur: more }, estimate?.remaining_ms, cost);
+}
 
 function Chat() {
   const { status, stop } = useSession({ kind: 'chat', id: 'chat-17' });
@@ -45,7 +53,7 @@ function Chat() {
     createElement(Clock, { session: 'chat-17', className: 'clock' }));
 }
 export const app = createElement(TaximeterProvider, { token: async () => 'token' },
-  createElement(Chat));
+  createElement(Before), createElement(Chat));
 """
 
 ELEMENTS = """
@@ -87,6 +95,8 @@ BUDGETS = {
     "react.js": 2 * 1024,
     "react-legacy.js": 2 * 1024,
     "elements.js": 5 * 1024,
+    "records.js": 1024,
+    "react-records.js": 1024,
 }
 """The most bytes of an entry, minified and gzipped, without the entries that it builds on."""
 

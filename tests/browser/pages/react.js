@@ -5,11 +5,13 @@ import * as ReactDOM from 'react-dom';
 import { createRoot, hydrateRoot } from 'react-dom/client';
 import * as client from '../../../protocol/browser/taximeter.js';
 import * as bindings from '../../../protocol/browser/react.js';
+import * as records from '../../../protocol/browser/react-records.js';
 import * as legacy from '../../../protocol/browser/react-legacy.js';
 import { page } from './react_page.js';
 
 Object.assign(window, client, bindings, {
   legacy,
+  records,
   React,
   ReactDOM,
   createRoot,
