@@ -12,7 +12,7 @@ from server.runtime.stall_detector import StallDetector
 from storage.redis.live import LiveError
 from tests.fixtures.server import StartServer, TestServer
 from tests.fixtures.stream_client import StreamClient
-from tests.server.api import assert_problem
+from tests.server.api import advance, assert_problem
 from tests.server.billed_session import CREDIT, closed, connection_of, eventually, found, reaches
 
 
@@ -91,8 +91,13 @@ async def test_a_proof_counts_from_its_arrival_at_any_process(
     monkeypatch.setattr(StallDetector, "proof_at", lambda self, now_ms: before - 500)
     await apart.client.post({"type": "pong"})
     assert heard == [before - 500]
-    connection._alive(before - 500)
-    assert connection.alive_at == before
+    monkeypatch.undo()
+    advance(apart.here, 1_000)
+    connection._alive(before + 1)
+    assert connection.alive_at == before + 1
+    # A process whose clock is ahead proves nothing of the future.
+    connection._alive(before + 3_600_000)
+    assert connection.alive_at < before + 3_600_000
 
 
 async def test_a_process_that_does_not_answer_is_503(
