@@ -188,3 +188,23 @@ async def test_a_begun_minute_is_a_used_one(react: ClientPage, used: int) -> Non
     await line.send(**usage(0, 20, member_used_ms=used))
     expected = -(-used // MINUTE_MS)
     await react.page.wait_for_function(f"() => minutes.minutesUsed === {expected}")
+
+
+# Requests
+
+
+async def test_no_page_asks_for_anything_within_two_minutes(react: ClientPage) -> None:
+    """The old pages asked every 15 and 30 seconds."""
+    asked: list[str] = []
+    react.page.on("request", lambda request: asked.append(request.url))
+    line = await record(react)
+    await react.run(
+        """() => render(app(h(Recorder, { isRecording: true }), h(legacy.UsageTracker),
+          h(legacy.SimpleTimeDisplay,
+            { advisorId: 'a', chatId: 'session-1', showDetails: true })))"""
+    )
+    for second in range(120):
+        await react.run("() => clock.advance(1000)")
+        await line.send(**tick(second * 1000))
+    await react.page.wait_for_function("() => minutes.sessionDuration === 119")
+    assert asked == []
