@@ -70,6 +70,11 @@ class Step(msgspec.Struct, frozen=True):
     insists: bool = False
     """Other sessions had the time to give back: the step takes whatever is available now."""
 
+    rehearsed: bool = False
+    """The step is not made: Redis only answers as if it were. Only a start is rehearsed."""
+    due_micros: int = 0
+    """With ``rehearsed``: credits that a start would add to the account before."""
+
     @property
     def waits_for_others(self) -> bool:
         """Whether the step starts running time that can claim nothing now.

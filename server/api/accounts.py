@@ -122,14 +122,14 @@ async def view_account(process: Process, tenant: str, account_id: str) -> View:
     return View(projection, figures.held_micros)
 
 
-async def view_as_due(process: Process, account: AccountName) -> View:
+async def view_as_due(process: Process, account: AccountName, *, starts: bool = False) -> View:
     """The account with the month's allotment that the ledger lacks.
 
     The allotment is read last: an allotment that is entered in between is missing from the answer,
-    and is not counted twice.
+    and is not counted twice. ``starts``: as a start would find it.
     """
     view = await view_account(process, *account)
-    due = await process.ledger.allotment_due(account)
+    due = await process.ledger.allotment_due(account, starts=starts)
     if due is None:
         return view
     seen, projection = view.projection, AccountProjection(*account)

@@ -147,10 +147,11 @@ class Grants(LedgerClient):
         if self.rates.allotments:
             await self.ensure_monthly_allotment(account, await self.before(account, ""))
 
-    async def allotment_due(self, account: AccountName) -> GrantRow | None:
+    async def allotment_due(self, account: AccountName, *, starts: bool = False) -> GrantRow | None:
         """What ``ensure_monthly_allotment`` would add to an existing account; None: nothing.
 
         Writes nothing. While Postgres does not answer, no allotment is known to be due.
+        ``starts``: a start is asked about, which also makes an account that nothing knows.
         """
         if not self.rates.allotments:
             return None
@@ -159,7 +160,7 @@ class Grants(LedgerClient):
         except UnavailableError as error:
             log.warning("allotment_not_known", account=account.account_id, error=str(error))
             return None
-        if not (found.is_known or self.accounts.get(*account)):
+        if not (starts or found.is_known or self.accounts.get(*account)):
             return None
         now_ms = self.clock.now()
         month, ends_at = _month(found.timezone, now_ms)

@@ -61,12 +61,17 @@ async def join_or_start(
 
 
 async def identity_of(
-    process: Process, principal: Principal, request: messages.Start
+    process: Process,
+    principal: Principal,
+    request: messages.Start,
+    *,
+    may_prepare: bool = False,
 ) -> tuple[Identity, StartBasis]:
     """The identity of a new session, and the basis of its start.
 
     The request and the record decide both. A session that a backend prepared has terms of its own,
-    which the browser cannot change. Raises ``session_ended``, ``forbidden``, ``unknown_kind``,
+    which the browser cannot change. ``may_prepare``: a backend asks, which can prepare the session
+    where only prepared ones may start. Raises ``session_ended``, ``forbidden``, ``unknown_kind``,
     ``unavailable``.
     """
     assert principal.tenant is not None
@@ -80,7 +85,7 @@ async def identity_of(
         raise ServiceError("the record of sessions does not answer") from error
     if row is not None:
         _check(row, principal)
-    elif process.settings.start == "prepared":
+    elif process.settings.start == "prepared" and not may_prepare:
         raise PeerError(ErrorCode.FORBIDDEN, "only prepared sessions may be started")
     terms = row.terms if row is not None else process.rates.terms(request.kind)
     account_id = row.account_id if row is not None else principal.account_id

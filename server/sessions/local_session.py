@@ -80,6 +80,11 @@ class SessionOwner(Protocol):
         """
 
 
+def free_day_of(identity: Identity, days: Calendar) -> tuple[int, int] | None:
+    """The day, as (begin, end), that daily free time is of."""
+    return days.day_around(identity.started_at) if identity.terms.free_scope == "day" else None
+
+
 class LocalSession:
     """One session on this process."""
 
@@ -148,10 +153,7 @@ class LocalSession:
 
     def free_day(self) -> tuple[int, int] | None:
         """The day of the start, as (begin, end), for daily free time."""
-        identity = self.meter.session.identity
-        if identity.terms.free_scope != "day":
-            return None
-        return self.calendar.day_around(identity.started_at)
+        return free_day_of(self.meter.session.identity, self.calendar)
 
     def answered(self, step: Step, outcome: StepOutcome) -> None:
         """Handles the reply of Redis to a step."""

@@ -16,7 +16,7 @@ from redis.exceptions import RedisError
 
 from protocol import limits
 from protocol.metering.notices import sequence_number
-from protocol.metering.session import Grant, Identity, SessionState, session_key, unstarted
+from protocol.metering.session import Identity, SessionState, session_key
 from protocol.metering.states import Event, Phase
 from protocol.metering.steps import StartBasis
 from protocol.wire.codec import encode, error_message
@@ -30,7 +30,7 @@ from server.runtime.timers import Timers
 from server.sessions.channel_events import ChannelEvents
 from server.sessions.local_session import LocalSession
 from server.sessions.pending_requests import PendingRequest, Subscriber
-from server.sessions.session_table import SessionTable
+from server.sessions.session_table import SessionTable, new_session
 from server.sessions.step_pipeline import retry_after_ms
 from server.transport.frames import text_frame
 from storage.redis.live import FoundSession, Live, LiveError
@@ -234,15 +234,13 @@ class SessionRegistry(SessionTable):
         async with self.lock(identity.tenant, identity.session_id):
             if key in self.local_sessions:
                 return None
-            now_ms = self.clock.now()
-            own_ms = 0 if identity.free_key else identity.terms.free_ms
-            session = SessionState(identity, unstarted(Phase.PAUSED, now_ms, own_ms), Grant())
+            session = new_session(identity, self.clock.now())
             local = await self.local_session_of(session)
             try:
                 self.check_room(local)
                 if identity.free_key:
                     with local.join_pending():
-                        local.meter.free_left_ms = await self._free_left(identity, local)
+                        local.meter.free_left_ms = await self.free_left(identity, local.free_day())
                 self._subscribe(local, subscriber, tick_ms)
             except BaseException:
                 self.leave(local)

@@ -16,8 +16,9 @@ import structlog
 
 from protocol import limits
 from protocol.metering.meter import Meter
-from protocol.metering.session import Identity, SessionState
-from protocol.metering.shared_months import SharedMonths
+from protocol.metering.projection import AccountProjection
+from protocol.metering.session import Grant, Identity, SessionState, unstarted
+from protocol.metering.shared_months import SessionCounters, SharedMonths
 from protocol.metering.states import Phase
 from protocol.metering.steps import Step
 from protocol.wire.errors import ErrorCode, PeerError
@@ -145,10 +146,7 @@ class SessionTable:
 
     def check_room(self, local: LocalSession) -> None:
         """Raises ``rate_limited`` if the account has its most live sessions already."""
-        projection = local.account.projection
-        here = len(local.account.local_sessions)
-        if max(here, len(projection.lines) + 1) > limits.LIVE_SESSIONS_PER_ACCOUNT_MAX:
-            raise PeerError(ErrorCode.RATE_LIMITED, "this account has too many live sessions")
+        check_room(local.account.projection, len(local.account.local_sessions))
 
     def keep(self, step: Step, session: SessionState, entry_id: str) -> None:
         """Keeps the records that an accepted step appended, until Postgres has them.
@@ -188,18 +186,13 @@ class SessionTable:
         except BaseException:
             await self.accounts.close(account)
             raise
-        meter = Meter(session, account.projection, days.month, self.uncovered_ms)
-        meter.counters = self.months.of(identity.tenant, identity.user_id)
-        if identity.terms.counts_minutes:
-            try:
-                month = days.month(self.clock.now())
-                found = await self.live.month(identity.tenant, identity.user_id, month)
-                meter.know_months(*found)
-            except BaseException:
-                await self.tenants.leave(identity)
-                await self.accounts.close(account)
-                raise
-            meter.changed(self.clock.now())
+        counters = self.months.of(identity.tenant, identity.user_id)
+        try:
+            meter = await self.meter_of(session, account.projection, days, counters)
+        except BaseException:
+            await self.tenants.leave(identity)
+            await self.accounts.close(account)
+            raise
         local = LocalSession(self, meter, account, days, self.node)
         self.local_sessions[session.key] = local
         self._list(local, listed=True)
@@ -207,14 +200,32 @@ class SessionTable:
             self.run(self.read_calendar(identity.tenant))  # it changed during the setup
         return local
 
-    async def _free_left(self, identity: Identity, local: LocalSession) -> int:
+    async def meter_of(
+        self,
+        session: SessionState,
+        projection: AccountProjection,
+        days: Calendar,
+        counters: SessionCounters,
+    ) -> Meter:
+        """A meter of a session, which knows the session's months."""
+        identity = session.identity
+        meter = Meter(session, projection, days.month, self.uncovered_ms)
+        meter.counters = counters
+        if identity.terms.counts_minutes:
+            month = days.month(self.clock.now())
+            found = await self.live.month(identity.tenant, identity.user_id, month)
+            meter.know_months(*found)
+            meter.changed(self.clock.now())
+        return meter
+
+    async def free_left(self, identity: Identity, free_day: tuple[int, int] | None) -> int:
         """What is left of a shared allowance, in ms.
 
         The step that takes the allowance checks it again.
         """
         used_ms = await self.live.free_used(identity)
         if used_ms is None:
-            await self.loader.free_time(identity, local.free_day())
+            await self.loader.free_time(identity, free_day)
             used_ms = await self.live.free_used(identity) or 0
         return max(0, identity.terms.free_ms - used_ms)
 
@@ -294,6 +305,21 @@ class SessionTable:
             await asyncio.gather(*self._tasks, return_exceptions=True)
             await self.accounts.idle()
             await self.pipeline.idle()
+
+
+def new_session(identity: Identity, now_ms: int) -> SessionState:
+    """A session before its first step."""
+    own_ms = 0 if identity.free_key else identity.terms.free_ms
+    return SessionState(identity, unstarted(Phase.PAUSED, now_ms, own_ms), Grant())
+
+
+def check_room(projection: AccountProjection, here: int = 0) -> None:
+    """Raises ``rate_limited`` if the account has its most live sessions already.
+
+    ``here`` is the number of its sessions on this process, with the new one.
+    """
+    if max(here, len(projection.lines) + 1) > limits.LIVE_SESSIONS_PER_ACCOUNT_MAX:
+        raise PeerError(ErrorCode.RATE_LIMITED, "this account has too many live sessions")
 
 
 def isolated_session(local: LocalSession, act: Callable[..., object], *arguments: object) -> None:

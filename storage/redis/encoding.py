@@ -164,6 +164,16 @@ def encode_basis(basis: StartBasis) -> dict[str, str]:
     return {"epoch": basis.epoch, "preparation": basis.preparation}
 
 
+def _start(step: Step) -> dict[str, Any]:
+    """The part of a step that only a start has."""
+    encoded: dict[str, Any] = {"identity": _ENCODER.encode(step.before.identity).decode()}
+    if step.basis is not None:
+        encoded["basis"] = encode_basis(step.basis)
+    if step.rehearsed:
+        encoded |= {"rehearsed": True, "due": step.due_micros}
+    return encoded
+
+
 def encode_step(step: Step, node: str, mark: str, publish: str, keys: Keys) -> bytes:
     """Encodes ``commit.lua``'s argument: step, mark, and each counter's changes."""
     session, before, after = step.before, step.before.standing, step.standing
@@ -219,9 +229,7 @@ def encode_step(step: Step, node: str, mark: str, publish: str, keys: Keys) -> b
         "usage_channel": keys.usage_channel(tenant, session.identity.user_id),
     }
     if started:
-        encoded["identity"] = _ENCODER.encode(session.identity).decode()
-        if step.basis is not None:
-            encoded["basis"] = encode_basis(step.basis)
+        encoded |= _start(step)
     if step.keep is not None:
         encoded["keep"] = _offer(step.keep)
     if after.grace_until is not None:

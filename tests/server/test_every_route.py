@@ -55,6 +55,9 @@ EXAMPLES = {
     "POST /demo/token": Example("/demo/token", body={"user_id": "visitor-1"}),
     "POST /demo/top-up": Example("/demo/top-up", ("user",), {"amount": "1"}),
     "GET /v1/accounts/{id}": Example(f"/v1/accounts/ann{OWN}", ALL, shows=True),
+    "GET /v1/accounts/{id}/estimate": Example(
+        f"/v1/accounts/ann/estimate{OWN}&kind=chat", ("user", "key"), shows=True
+    ),
     "GET /v1/accounts/{id}/ledger": Example(f"/v1/accounts/ann/ledger{OWN}", ALL, shows=True),
     "GET /v1/accounts/{id}/grants": Example(f"/v1/accounts/ann/grants{OWN}", ALL, shows=True),
     "POST /v1/accounts/{id}/grants": Example(

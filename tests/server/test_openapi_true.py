@@ -25,6 +25,7 @@ ALLOWED = ["2xx", "401", "402", "403", "404", "409", "422", "429"]
 """Statuses that a request in the documented form may get; not 400, and never 5xx."""
 UNSPEAKABLE = {
     "GET /v1/accounts/{id}/ledger": "a cursor is one that a page gave",
+    "GET /v1/accounts/{id}/estimate": "a kind, or a prepared session, is named",
     "GET /v1/sessions": "a cursor is one that a page gave, and a span begins before it ends",
     "POST /v1/accounts/{id}/grants": "a grant does not expire before it is made",
     "POST /v1/accounts/{id}/spend": "metadata is short, and a user names an operation",

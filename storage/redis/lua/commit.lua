@@ -26,6 +26,9 @@
 --       15 running   set: the user's live sessions of the kind, where the kind bounds them
 -- ARGV   1 the step, JSON; see storage/redis/encoding.py, encode_step
 --
+-- A step that is rehearsed is not made: the answer is the one that it would get, without its
+-- outbox entry. Where it would wait for what others hold, it is answered as made, not final.
+--
 -- Answers {status, detail, session fields, counters, bumped, notices}, with the status
 --   ok        the step is made; session fields are the new ones, detail is its outbox entry
 --   stale     another step was faster; session fields are what that step left
@@ -132,7 +135,7 @@ if step.free_taken > 0 and step.free_taken > step.free_limit - number(KEYS[7], '
 end
 
 -- The room on every counter, not counting what the session itself holds.
-local balance = number(KEYS[4], 'balance') - step.charge
+local balance = number(KEYS[4], 'balance') - step.charge + (step.due or 0)
 local room = balance - (number(KEYS[4], 'held') - step.held)
 local burn = number(KEYS[4], 'burn') + step.burn_change
 local months = {}
@@ -224,7 +227,7 @@ local function held_by_others(limit, offer)
   return answer('held', limit)
 end
 
-local chosen, refused, lacked, missed = nil, nil, nil, nil
+local chosen, refused, lacked, missed, waits = nil, nil, nil, nil, false
 for _, offer in ipairs(step.offers) do
   local fits = not low(offer.floor_ms)
   if offer.rest then fits = may_have_rest(offer.floor_ms) end
@@ -244,14 +247,29 @@ if not chosen and #step.offers > 0 then
   local least = step.offers[#step.offers]
   local gone = used_up(least)
   if gone then return answer('refused', gone) end
-  return held_by_others(refused, least)
+  if not step.rehearsed then return held_by_others(refused, least) end
+  chosen, waits = least, true
 end
 local none = {held = 0, minutes = {}, grant = step.released}
 local holding = chosen or none
 local final = ''
 if chosen then
   own = chosen.minutes
-  final = chosen.final or lacking(chosen.more, chosen.more_minutes) or ''
+  final = chosen.final or (not waits and lacking(chosen.more, chosen.more_minutes)) or ''
+end
+
+if step.rehearsed then
+  local ahead = counters()
+  for index = 1, step.counts and 2 or 0 do
+    local held = number(KEYS[4 + index], 'held:' .. step.month)
+    ahead[index][3] = whole(number(KEYS[4 + index], 'active') + step.active_change)
+    ahead[index][4] = whole(held + (holding.minutes[step.month] or 0))
+  end
+  ahead[3][1] = whole(tonumber(ahead[3][1]) + step.due)
+  ahead[3][3] = whole(number(KEYS[4], 'version') + 1)
+  if step.free_limit > 0 then ahead[4] = whole(tonumber(ahead[4]) - step.free_taken) end
+  local fields = {step.identity, step.standing, holding.grant, final, step.mark}
+  return {'ok', '', fields, ahead, 1, {}}
 end
 
 -- Settle.
