@@ -5,6 +5,8 @@
  * milliseconds, credits are decimal strings with at most six decimals.
  */
 
+import type { StreamSocket } from './fallback.js';
+
 /** A decimal number of credits, such as `"12.5"`. */
 export type Credits = string;
 
@@ -470,6 +472,13 @@ export interface TaximeterOptions {
   /** Bound of every wait before a reconnect. Default: 10,000. */
   backoffMostMs?: number;
   platform?: Partial<Platform>;
+  /**
+   * What connects where no WebSocket gets through: `StreamSocket` of `taximeter/fallback`.
+   *
+   * By default the client imports it after two attempts without a `welcome`; then the two ways
+   * take turns until one gets through. Null: WebSockets only.
+   */
+  fallback?: typeof StreamSocket | null;
 }
 
 export interface StartOptions {

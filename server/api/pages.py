@@ -36,16 +36,15 @@ async def index(_: Request) -> Response:
 
 
 async def client(request: Request) -> Response:
-    """The browser's client and its types.
+    """The modules of the browser's client, and their types.
 
     Pages of other origins may import them.
     """
     name = request.path_params["name"]
     media = "text/javascript" if name.endswith(".js") else "text/plain"
     headers = {"Access-Control-Allow-Origin": "*", "Cache-Control": "no-cache"}
-    if name not in {"taximeter.js", "taximeter.d.ts"} and not (
-        name.endswith(".js") and "/" not in name and (BROWSER / name).is_file()
-    ):
+    is_module = name.endswith((".js", ".d.ts")) and "/" not in name
+    if not (is_module and (BROWSER / name).is_file()):
         raise Problem(404, "not_found", "there is no such file")
     return FileResponse(BROWSER / name, headers=headers, media_type=media)
 

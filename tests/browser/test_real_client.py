@@ -10,6 +10,7 @@ import pytest
 from playwright.async_api import BrowserContext, Page
 
 from tests.browser.fixtures import chromium, context
+from tests.browser.mock_server import PATIENCE_S
 from tests.fixtures.server import TestServer
 
 __all__ = ["chromium", "context"]
@@ -50,7 +51,8 @@ class RealPage:
         await self.page.evaluate(CONSTRUCT, server.token())
 
     async def run(self, script: str) -> Any:
-        return await self.page.evaluate(script)
+        async with asyncio.timeout(PATIENCE_S):
+            return await self.page.evaluate(script)
 
     def count(self, kind: str) -> int:
         return sum(message["type"] == kind for message in self.sent)

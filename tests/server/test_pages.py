@@ -17,7 +17,12 @@ async def test_page_is_served_with_its_parts(server: TestServer) -> None:
 
 @pytest.mark.parametrize(
     ("name", "media_type"),
-    [("taximeter.js", "text/javascript"), ("taximeter.d.ts", "text/plain")],
+    [
+        ("taximeter.js", "text/javascript"),
+        ("taximeter.d.ts", "text/plain"),
+        ("fallback.js", "text/javascript"),
+        ("fallback.d.ts", "text/plain"),
+    ],
 )
 async def test_client_may_be_imported_by_every_page(
     server: TestServer, name: str, media_type: str
