@@ -78,14 +78,27 @@ class SessionLog:
         return is_last and self.terms.gap != "bill" and not self.answered(came, NEVER)
 
     def was_visited_in_doubt(self, end: int, latest: int) -> bool:
-        """Whether a client with the latest proof came for an instant.
+        """Whether clients came after ``end``, and went while that was in doubt.
 
-        It was gone before it was known whether the earlier clients, whose last proof was at
-        ``end``, had been cut. Had it stayed, the time since that proof would be a gap, which its
-        kind does not bill.
+        Each of them was gone, the last one at ``latest``, before it was known whether the earlier
+        clients had been cut. On a process of its own, such a client takes its proof along: until
+        the gap before its join is known, its process can bill nothing that follows the gap. This
+        costs at most ``DOUBT_WAIT_MS`` for each client, in the user's favour, and no tick goes out
+        meanwhile.
         """
-        lasts = [last for begin, last, _ in self.served if begin == latest]
-        return lasts == [latest] and self.is_doubtful(end, latest)
+        visits = [(begin, last) for begin, last, _ in self.served if begin > end]
+        return (
+            latest in {last for _, last in visits}
+            and self.is_doubtful(end, min(visits)[0])
+            and all(last <= self._attached(begin) + limits.DOUBT_WAIT_MS for begin, last in visits)
+        )
+
+    def _attached(self, begin: int) -> int:
+        """When a client that asked at ``begin`` joined.
+
+        A client that was gone before joined at ``begin``."""
+        joins = [at for at, event in self.requests if event == "join" and at >= begin]
+        return min(joins, default=begin)
 
     def is_stopped(self, then: int, at: int) -> bool:
         """Whether an operator's stop leaves ``then`` unproven by ``at``.
