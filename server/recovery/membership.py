@@ -50,6 +50,8 @@ class Membership:
         self.sweeper = Sweeper(live, orphans, clock, lambda: self._silent(limits.NODE_SILENT_MS))
         self.nodes: dict[str, int] = {}
         """The last proof of life of every process."""
+        self._viewed_at = 0
+        """When ``nodes`` was asked for. Redis may know of a newer proof by now."""
         self.redis_up = False
         self._beaten_at: int | None = None
         self._listens_since = 0
@@ -104,7 +106,7 @@ class Membership:
 
     async def beat(self) -> None:
         """Proves that this process lives, and learns which others do."""
-        sent_at = self.clock.reading()
+        sent_at, asked_at = self.clock.reading(), self.clock.now()
         beat = await self.live.beat(self.clock.now(), self.clock.redis_ms())
         self.clock.observe(beat.redis_ms, sent_at)
         now_ms = self.clock.now()
@@ -112,12 +114,12 @@ class Membership:
             self._listens_since = now_ms
         self._beaten_at = now_ms
         self.clock.follow(max(beat.nodes.values(), default=0))
-        self._seen(beat.nodes)
+        self._seen(beat.nodes, asked_at)
 
-    def _seen(self, nodes: dict[str, int]) -> None:
+    def _seen(self, nodes: dict[str, int], asked_at: int) -> None:
         if self.nodes.keys() - nodes.keys():
             self.sweeper.graces_due = True  # a process left, perhaps with a grace unattended
-        self.nodes = nodes
+        self.nodes, self._viewed_at = nodes, asked_at
 
     async def missing(self, nodes: frozenset[str]) -> dict[str, int]:
         """The dead of ``nodes``, with their last proofs of life.
@@ -146,8 +148,9 @@ class Membership:
 
         async def poll() -> dict[str, int]:
             await asyncio.sleep(server_limits.BEAT_LOOK_PAUSE_S)
+            asked_at = self.clock.now()
             look = await self.live.look(ask=True)
-            self._seen(look.nodes)
+            self._seen(look.nodes, asked_at)
             return look.nodes
 
         if self._polling is None or self._polling.done():
@@ -155,8 +158,12 @@ class Membership:
         return await asyncio.shield(self._polling)
 
     def _silent(self, silent_ms: int) -> dict[str, int]:
-        """The others that were silent for ``silent_ms``, with their last proofs."""
-        since = self.clock.now() - silent_ms
+        """The others that were silent for ``silent_ms``, with their last proofs.
+
+        What counts is the instant at which Redis was asked for the proofs: over a slow connection,
+        a newer proof may have arrived there since.
+        """
+        since = self._viewed_at - silent_ms
         return {
             node: alive_at
             for node, alive_at in self.nodes.items()

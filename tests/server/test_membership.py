@@ -68,6 +68,25 @@ async def test_who_could_not_beat_himself_buries_nobody(start_server: StartServe
     assert membership._silent(limits.NODE_SILENT_MS) == {one.process.node: proven_at}
 
 
+async def test_proof_that_arrives_after_a_look_counts(start_server: StartServer) -> None:
+    """Silence is judged by the instant at which Redis was asked."""
+    one, two = await start_server(), await start_server()
+    membership, beating = two.process.membership, one.process.membership._beating
+    assert membership._beating is not None
+    assert beating is not None
+    for task in (membership._beating, beating):
+        task.cancel()
+    await membership.beat()
+    proven_at = membership.nodes[one.process.node]
+    for _ in range(3):
+        advance(two, limits.NODE_SILENT_MS // 4)
+        await membership.beat()
+    advance(two, limits.NODE_SILENT_MS // 2)
+    assert membership._silent(limits.NODE_SILENT_MS) == {}
+    await membership.beat()
+    assert membership._silent(limits.NODE_SILENT_MS) == {one.process.node: proven_at}
+
+
 async def test_a_socket_at_a_second_process_prevents_a_gap(start_server: StartServer) -> None:
     one, two = await start_server(), await start_server()
     await one.grant(5 * CREDIT)
