@@ -30,6 +30,11 @@ After the same time again without an answer, the connection is dropped.
 """
 CLUSTER_REDIRECTIONS_MAX: Final = 4
 """Most nodes that one command is sent to in turn: its slot may move twice meanwhile."""
+NODES_WITHOUT_SCRIPT_MAX: Final = 1_024
+"""Most nodes of which a script remembers that they have lost it.
+
+Beyond that, remembering begins anew: a cluster has no more than 1,000 nodes.
+"""
 TERMS_SHARED_MAX: Final = 1_024
 """Most terms that sessions of one process share, 900 bytes each.
 

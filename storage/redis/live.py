@@ -34,7 +34,7 @@ from storage.redis.figures import AccountFigures
 from storage.redis.keys import Keys
 from storage.redis.live_counters import LiveCounters
 from storage.redis.live_processes import LiveProcesses
-from storage.redis.scripts import LiveError, Script, connect
+from storage.redis.scripts import Call, LiveError, Script, connect
 from storage.redis.step_outcomes import AccountChange, StepOutcome, outcome_of
 
 __all__ = [
@@ -98,49 +98,48 @@ class Live(LiveCounters, LiveProcesses):
         its answer cannot be decoded, only this step fails.
         """
         outcomes: dict[int, StepOutcome] = {}
-        commands = []
+        calls = []
         for index, step in enumerate(steps):
             if index and index % storage_limits.ANSWERS_PER_TURN == 0:
                 await asyncio.sleep(0)
             try:
-                commands.append(self._commit_command(step, node or self.node))
+                calls.append(self._commit_call(step, node or self.node))
             except Exception as error:
                 log.exception("step_not_encoded", session=step.before.key)
                 outcomes[index] = StepOutcome(reply=None, failed=repr(error))
-        if commands:
+        if calls:
             sent = [step for index, step in enumerate(steps) if index not in outcomes]
-            answered = await self._made(sent, commands)
+            answered = await self._made(sent, calls)
             rest = iter(answered)
             return [outcomes.get(index) or next(rest) for index in range(len(steps))]
         return [outcomes[index] for index in range(len(steps))]
 
-    async def _made(
-        self, steps: Sequence[Step], commands: list[tuple[Any, ...]]
-    ) -> list[StepOutcome]:
+    async def _made(self, steps: Sequence[Step], calls: Sequence[Call]) -> list[StepOutcome]:
         answers: list[Any]
         try:
             async with asyncio.timeout(limits.REDIS_TIMEOUT_MS / 1000):
-                answers = await self._pipeline(commands)
-                if any(isinstance(answer, NoScriptError) for answer in answers):
-                    # Redis has lost its scripts, so none of these commands ran; the others did.
-                    missed = [
-                        index
-                        for index, answer in enumerate(answers)
-                        if isinstance(answer, NoScriptError)
-                    ]
-                    for key in {commands[index][3] for index in missed}:
-                        await self._commit.load(key)
-                    again = await self._pipeline([commands[index] for index in missed])
+                answers = await self._pipeline(calls)
+                missed = [
+                    index
+                    for index, call in enumerate(calls)
+                    if not self._commit.answered(call, answers[index])
+                ]
+                if missed:
+                    # Redis has lost its scripts, so none of these steps was made; the others were.
+                    again = await self._pipeline([calls[index] for index in missed])
                     for index, answer in zip(missed, again, strict=True):
                         answers[index] = answer
+                        self._commit.answered(calls[index], answer)
             for answer in answers:
-                if isinstance(answer, (*ELSEWHERE, *UNANSWERED)):
+                # A slot that moves to another Redis may have found no script once more.
+                if isinstance(answer, (NoScriptError, *ELSEWHERE, *UNANSWERED)):
                     raise answer
         except (RedisError, OSError, TimeoutError) as error:
             raise LiveError(str(error) or type(error).__name__) from error
         return [outcome_of(step, answer) for step, answer in zip(steps, answers, strict=True)]
 
-    async def _pipeline(self, commands: list[tuple[Any, ...]]) -> list[Any]:
+    async def _pipeline(self, calls: Sequence[Call]) -> list[Any]:
+        commands = self._commit.commands(calls)
         if len(commands) == 1:
             try:
                 return [await self.redis.execute_command(*commands[0])]  # type: ignore[no-untyped-call]
@@ -151,7 +150,7 @@ class Live(LiveCounters, LiveProcesses):
                 pipeline.execute_command(*command)
             return await pipeline.execute(raise_on_error=False)
 
-    def _commit_command(self, step: Step, node: str) -> tuple[Any, ...]:
+    def _commit_call(self, step: Step, node: str) -> Call:
         keys, identity = self.keys, step.before.identity
         tenant, session_id = identity.tenant, identity.session_id
         partition = keys.partition(tenant)
@@ -174,7 +173,7 @@ class Live(LiveCounters, LiveProcesses):
         ]
         mark = f"{self.node}.{next(self._marks)}"
         argument = encode_step(step, node, mark, self.publish, keys)
-        return ("EVALSHA", self._commit.digest, len(names), *names, argument)
+        return names, [argument]
 
     async def attach(
         self,

@@ -13,9 +13,11 @@ from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from protocol import limits
 from storage import limits as storage_limits
-from storage.redis.cluster import ELSEWHERE, ClusterRedis, client_of, is_cluster
+from storage.redis.cluster import ELSEWHERE, ClusterRedis, is_cluster
 from storage.redis.pubsub import FairRedis
 
+Call = tuple[Sequence[str], Sequence[Any]]
+"""A script's keys and arguments."""
 LUA_DIR = Path(__file__).parent / "lua"
 
 
@@ -99,24 +101,59 @@ class Script:
         self.text = text_of(name) if text is None else text
         self.digest = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
         """The name under which Redis keeps the script."""
+        self._lost: set[object] = set()
+        """The nodes that answered that they lack the script, and have not run it since.
 
-    async def load(self, key: str) -> None:
-        """Loads the script into a key's Redis.
-
-        A restart or failover loses it.
+        A restart or failover loses it. A slow Redis answers once before the deadline, not twice: so
+        the next call sends the text at once.
         """
-        client = await client_of(self._redis, key)
-        await client.script_load(self.text)
+
+    def _node_of(self, key: str) -> object:
+        """Returns the node that has a key, as far as is known."""
+        return self._redis.master_of(key) if isinstance(self._redis, ClusterRedis) else None
+
+    def commands(self, calls: Sequence[Call]) -> list[tuple[Any, ...]]:
+        """Returns the commands that make calls in one pipeline, in order.
+
+        The first call to each node that has lost the script carries the text.
+        """
+        lost, made = set(self._lost), []
+        for keys, args in calls:
+            node = self._node_of(keys[0])
+            name, script = ("EVAL", self.text) if node in lost else ("EVALSHA", self.digest)
+            lost.discard(node)
+            made.append((name, script, len(keys), *keys, *args))
+        return made
+
+    def answered(self, call: Call, answer: object) -> bool:
+        """Notes whether the call's node has the script; False: it lacks it.
+
+        The script was not run then. ``answer`` is the answer of Redis, or an exception.
+        """
+        node = self._node_of(call[0][0])
+        if isinstance(answer, NoScriptError):
+            if len(self._lost) >= storage_limits.NODES_WITHOUT_SCRIPT_MAX:
+                self._lost.clear()
+            self._lost.add(node)
+            return False
+        if not isinstance(answer, Exception):
+            self._lost.discard(node)
+        return True
 
     async def run(self, keys: Sequence[str], args: Sequence[Any]) -> Any:
         """Runs the script, without a deadline; raises redis-py's errors."""
+        call = (keys, args)
         try:
-            return await self._execute("EVALSHA", self.digest, keys, args)
-        except NoScriptError:
-            return await self._execute("EVAL", self.text, keys, args)
+            answer = await self._execute(call)
+        except NoScriptError as error:
+            self.answered(call, error)
+            answer = await self._execute(call)
+        self.answered(call, answer)
+        return answer
 
-    def _execute(self, name: str, script: str, keys: Sequence[str], args: Sequence[Any]) -> Any:
-        return self._redis.execute_command(name, script, len(keys), *keys, *args)  # type: ignore[no-untyped-call]
+    def _execute(self, call: Call) -> Any:
+        (command,) = self.commands([call])
+        return self._redis.execute_command(*command)  # type: ignore[no-untyped-call]
 
     async def __call__(self, keys: Sequence[str], args: Sequence[Any]) -> Any:
         """Runs the script. Raises :class:`LiveError` when no answer comes in time."""

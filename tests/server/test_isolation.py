@@ -326,15 +326,15 @@ async def test_a_step_that_cannot_be_sent_is_asked_again(
 ) -> None:
     server, client = await started_sessions(start_server)
     live = server.process.live
-    command, failed = live._commit_command, list[str]()
+    call, failed = live._commit_call, list[str]()
 
     def failing(step: Any, node: str) -> Any:
         if step.before.identity.session_id == "chat-1" and not failed:
             failed.append(step.before.key)
             raise TypeError("a bug of ours")
-        return command(step, node)
+        return call(step, node)
 
-    monkeypatch.setattr(live, "_commit_command", failing)
+    monkeypatch.setattr(live, "_commit_call", failing)
     refused = await client.ask("pause", session_id="chat-1")
     assert (refused["type"], refused["code"], refused["retryable"]) == (
         "error",

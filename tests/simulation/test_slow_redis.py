@@ -122,9 +122,9 @@ def test_lone_session_claims_little_when_rest_is_low(
     def noted(performer: Any) -> None:
         told = performer.cluster.stepped
 
-        def stepped(host: Any, step: Any, outcome: Any, alone: bool) -> None:
+        def stepped(host: Any, step: Any, node: str, outcome: Any, alone: bool) -> None:
             versions.append((step.standing.phase.value, outcome.reply.session.grant.final))
-            told(host, step, outcome, alone)
+            told(host, step, node, outcome, alone)
 
         performer.cluster.stepped = stepped
 

@@ -14,6 +14,7 @@ from protocol.metering.steps import Step
 from server import limits as server_limits
 from server.runtime.settings import Settings
 from storage.redis.keys import NODES
+from storage.redis.scripts import Call
 from storage.redis.step_outcomes import outcome_of
 from tests.simulation.people import RATES
 from tests.simulation.postgres_links import PostgresServer
@@ -70,8 +71,11 @@ class VirtualCluster:
         self.servers: list[ServerHost] = []
         self.flushers: list[FlusherHost] = []
         self.died: Callable[[Host], None] = lambda host: None
-        self.stepped: Callable[[Host, Step, Any, bool], None] = lambda *told: None
-        """Called with every answer of Redis to a step, and with the step's process, at once."""
+        self.stepped: Callable[[Host, Step, str, Any, bool], None] = lambda *told: None
+        """Called at once with every answer of Redis to a step.
+
+        The others are the process that made the step, the process in whose name it is made, and
+        whether it was made alone."""
         self.flushed: Callable[[int, str, Any], None] = lambda partition, entry_id, records: None
         self.news: dict[tuple[tuple[str, str], str], list[dict[str, Any]]] = {}
         """Published messages about movements of accounts, by account and entry."""
@@ -101,7 +105,7 @@ class VirtualCluster:
         """Processes send a heartbeat every second in any case."""
         self._brisk_until = 0
         self._is_brisk = True
-        self._steps: dict[bytes, tuple[Host, Step]] = {}
+        self._steps: dict[bytes, tuple[Host, Step, str]] = {}
         self._steps_at = (0, 0)
         wire.published = self._published
         self.redis.proofs = self._proofs
@@ -203,16 +207,16 @@ class VirtualCluster:
         host = ServerHost(self.loop, self.redis, self.postgres, name, SETTINGS, RATES)
         self._place(host)
         live = host.process.live
-        command = live._commit_command
+        call = live._commit_call
 
-        def noted(step: Step, node: str) -> tuple[Any, ...]:
-            made = command(step, node)
-            self._steps[made[-1]] = host, step
+        def noted(step: Step, node: str) -> Call:
+            keys, arguments = call(step, node)
+            self._steps[arguments[-1]] = host, step, node
             if len(self._steps) > 1_000:
                 del self._steps[next(iter(self._steps))]
-            return made
+            return keys, arguments
 
-        live._commit_command = noted  # type: ignore[method-assign]
+        live._commit_call = noted  # type: ignore[method-assign]
         if not self.nodes:
             self.tended_since = self.now
         self.began_slowly |= self.now < self.slow_until
@@ -346,10 +350,10 @@ class VirtualCluster:
             if command[0] in ("EVAL", "EVALSHA") and isinstance(answer, Exception):
                 if not isinstance(answer, NoScriptError):
                     self.script_errors.append(answer)
-            elif command[0] == "EVALSHA" and isinstance(command[-1], bytes):
+            elif command[0] in ("EVAL", "EVALSHA") and isinstance(command[-1], bytes):
                 known = self._steps.get(command[-1])
                 if known is not None:
-                    made.append((*known, outcome_of(known[1], answer)))
+                    made.append((known, outcome_of(known[1], answer)))
             elif command[0] == "XREADGROUP" and answer and not isinstance(answer, Exception):
                 for key, entries in answer.items():
                     for entry_id, fields in entries:
@@ -357,8 +361,8 @@ class VirtualCluster:
                             self.flushed(int(key[2:3]), entry_id.decode(), fields)
         if made:
             self._count(len(made))
-        for host, step, outcome in made:
-            self.stepped(host, step, outcome, len(made) == 1)
+        for (host, step, node), outcome in made:
+            self.stepped(host, step, node, outcome, len(made) == 1)
         self.told.clear()
 
     def begin_action(self) -> None:

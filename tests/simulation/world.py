@@ -186,7 +186,9 @@ class World:
 
     # --- What the cluster tells -----------------------------------------------------------
 
-    def _stepped(self, host: Host, step: Step, outcome: StepOutcome, alone: bool) -> None:
+    def _stepped(
+        self, host: Host, step: Step, node: str, outcome: StepOutcome, alone: bool
+    ) -> None:
         reply, key = outcome.reply, step.before.key
         self.held.pop(key, None)
         if reply is None:

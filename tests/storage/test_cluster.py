@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from redis.crc import key_slot
-from redis.exceptions import MovedError, ResponseError
+from redis.exceptions import MovedError, NoScriptError, ResponseError
 
 from protocol import limits
 from storage.flush.partitions import run_flusher
@@ -17,6 +17,7 @@ from storage.redis.cluster import Address, ClusterRedis, is_cluster, nodes_of, u
 from storage.redis.keys import Keys
 from storage.redis.live import Live, LiveError, connect
 from storage.redis.recovery import Restoring
+from storage.redis.scripts import Script
 from tests.fixtures.redis_cluster import RedisCluster
 from tests.storage.examples import minute
 from tests.storage.outboxes import append, until
@@ -119,6 +120,56 @@ async def test_who_has_an_old_map_is_sent_on(cluster: ClusterRedis) -> None:
         with pytest.raises(ResponseError):
             await pipeline.execute()
     assert await cluster.get(TAGS[0]) == b"2"
+
+
+async def test_one_node_that_lost_a_script_receives_its_text(
+    cluster: ClusterRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The slow node answers once before the deadline, and not twice."""
+    script = Script(cluster, "", "return ARGV[1]")
+    tags = list({cluster.master_of(tag): tag for tag in TAGS}.values())
+    for tag in tags:
+        assert await script([tag], ["a"]) == b"a"
+    await (await cluster.client_of(tags[0])).script_flush()
+    send, sent = cluster.execute_command, list[tuple[str, str]]()
+
+    async def send_once(*command: Any, **options: Any) -> Any:
+        sent.append((command[0], command[3]))
+        if len(sent) == 2:
+            raise TimeoutError
+        return await send(*command, **options)
+
+    monkeypatch.setattr(cluster, "execute_command", send_once)
+    with pytest.raises(LiveError):
+        await script([tags[0]], ["b"])
+    for tag in (*reversed(tags), tags[0]):
+        assert await script([tag], ["c"]) == b"c"
+    assert sent == [
+        ("EVALSHA", tags[0]),
+        ("EVAL", tags[0]),
+        ("EVALSHA", tags[2]),
+        ("EVALSHA", tags[1]),
+        ("EVAL", tags[0]),
+        ("EVALSHA", tags[0]),
+    ]
+
+
+async def test_steps_go_to_nodes_that_lost_their_scripts(cluster: ClusterRedis) -> None:
+    """One pipeline for several nodes carries the text once for each."""
+    script = Script(cluster, "", "return ARGV[1]")
+    tags = sorted(TAGS[:6], key=str)
+    calls = [([tag], [tag]) for tag in tags]
+    for call in calls:
+        assert not script.answered(call, NoScriptError())
+    commands = script.commands(calls)
+    masters = {cluster.master_of(tag) for tag in tags}
+    assert len(masters) > 1
+    assert [command[0] for command in commands].count("EVAL") == len(masters)
+    async with cluster.pipeline(transaction=False) as pipeline:
+        for command in commands:
+            pipeline.execute_command(*command)
+        answers = await pipeline.execute(raise_on_error=False)
+    assert answers == [tag.encode() for tag in tags]
 
 
 async def test_a_slot_that_is_being_moved(cluster: ClusterRedis) -> None:

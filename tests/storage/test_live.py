@@ -1,5 +1,8 @@
 """Sessions in Redis: steps, reads, and the outbox that steps fill."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import msgspec
 import pytest
 
@@ -7,6 +10,7 @@ from protocol.metering.session import SessionState
 from protocol.metering.states import Phase
 from protocol.metering.steps import Step
 from storage.redis.live import Live, LiveError
+from storage.redis.scripts import Call
 from storage.rows.accounts import AccountRecord
 from tests.protocol.bench import starting
 from tests.protocol.examples import CREDIT, NOW
@@ -101,14 +105,14 @@ async def test_a_step_that_cannot_be_encoded_fails_alone(
 ) -> None:
     await live.load_account(TENANT, ANN, AccountRecord(100 * CREDIT, False, ()))
     right, wrong = starting().step, starting(session_id="chat-2").step
-    command = live._commit_command
+    call = live._commit_call
 
     def encode(step: Step, node: str) -> object:
         if step is wrong:
             raise ValueError("no such field")
-        return command(step, node)
+        return call(step, node)
 
-    monkeypatch.setattr(live, "_commit_command", encode)
+    monkeypatch.setattr(live, "_commit_call", encode)
     failed, made = await live.commit([wrong, right])
     assert "no such field" in failed.failed
     assert made.reply is not None
@@ -122,6 +126,41 @@ async def test_scripts_that_redis_forgot_are_sent_again(live: Live) -> None:
     outcomes = await live.commit([starting(session_id=name).step for name in ("chat-2", "chat-3")])
     assert [outcome.reply is not None for outcome in outcomes] == [True, True]
     assert await live.outbox() != (0, None)
+
+
+async def test_steps_reach_slow_redis_that_lost_its_scripts(
+    live: Live, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Redis answers once before the deadline, and not twice."""
+    await began(live)
+    send, sent = live._pipeline, list[int]()
+
+    async def send_once(calls: Sequence[Call]) -> list[Any]:
+        sent.append(len(calls))
+        if len(sent) == 2:
+            raise TimeoutError
+        return await send(calls)
+
+    monkeypatch.setattr(live, "_pipeline", send_once)
+    await live.redis.script_flush()
+    steps = [starting(session_id=name).step for name in ("chat-2", "chat-3")]
+    with pytest.raises(LiveError):
+        await live.commit(steps)
+    outcomes = await live.commit(steps)
+    assert [outcome.reply is not None for outcome in outcomes] == [True, True]
+    assert sent == [2, 2, 2]
+
+
+async def test_text_of_steps_is_sent_once_in_one_pipeline(live: Live) -> None:
+    """After a restart of Redis many sessions cost one text."""
+    await began(live)
+    await live.redis.script_flush()
+    await live.redis.config_resetstat()
+    await live.commit([starting(session_id=f"chat-{number}").step for number in range(2, 12)])
+    stats: Any = await live.redis.info("commandstats")
+    calls = {name: stats.get(f"cmdstat_{name}", {}).get("calls", 0) for name in ("eval", "evalsha")}
+    assert calls == {"eval": 1, "evalsha": 19}
+    assert "cmdstat_script|load" not in stats
 
 
 async def test_a_preparation_is_confirmed_until_its_session_started(live: Live) -> None:

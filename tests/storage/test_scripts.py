@@ -1,10 +1,11 @@
 """Scripts run by their digest, and clients run none of them twice."""
 
 import asyncio
+from typing import Any
 
 import pytest
 from redis.asyncio import Redis
-from redis.exceptions import ResponseError
+from redis.exceptions import NoScriptError, ResponseError
 
 from protocol import limits
 from storage import limits as storage_limits
@@ -19,10 +20,38 @@ async def test_a_script_runs_by_digest_though_redis_forgot_it(redis: Redis) -> N
     for _ in range(2):
         assert await script([KEY], ["a"]) == [KEY.encode(), b"a"]
         await redis.script_flush()
-    await script.load(KEY)
-    assert await redis.execute_command("EVALSHA", script.digest, 1, KEY, "b") == [  # type: ignore[no-untyped-call]
-        KEY.encode(), b"b",
-    ]  # fmt: skip
+
+
+async def test_script_reaches_slow_redis_that_lost_it(
+    redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Redis answers once before the deadline, and not twice."""
+    script = Script(redis, "", "return ARGV[1]")
+    send, sent = redis.execute_command, list[str]()
+
+    async def send_once(*command: Any, **options: Any) -> Any:
+        sent.append(command[0])
+        if len(sent) == 2:
+            raise TimeoutError
+        return await send(*command, **options)  # type: ignore[no-untyped-call]
+
+    await redis.script_flush()
+    monkeypatch.setattr(redis, "execute_command", send_once)
+    with pytest.raises(LiveError):
+        await script([KEY], ["a"])
+    assert [await script([KEY], [word]) for word in "bc"] == [b"b", b"c"]
+    assert sent == ["EVALSHA", "EVAL", "EVAL", "EVALSHA"]
+
+
+async def test_nodes_without_a_script_are_bounded(
+    redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage_limits, "NODES_WITHOUT_SCRIPT_MAX", 2)
+    script = Script(redis, "", "return 1")
+    for number in range(5):
+        monkeypatch.setattr(script, "_node_of", lambda _, node=number: node)
+        assert not script.answered(([KEY], []), NoScriptError())
+    assert script._lost == {4}
 
 
 async def test_a_mistake_of_the_script_is_no_outage(redis: Redis) -> None:
