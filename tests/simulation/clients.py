@@ -158,6 +158,8 @@ class SimulatedClient:
         self.sessions: dict[str, SessionLog] = {}
         """The sessions that it takes part in, as far as the client knows."""
         self._served: dict[str, list[int]] = {}
+        self.last_served: dict[str, list[int]] = {}
+        """The newest entry of ``SessionLog.served`` that is this client's, by session."""
         self.watched: dict[str, LocalSession] = {}
         self.joined_at: dict[str, int] = {}
         """How many messages it had when it last joined each session."""
@@ -243,6 +245,7 @@ class SimulatedClient:
         if session_log.session_id not in self._served:
             self._served[session_log.session_id] = [at, NEVER, NEVER]
             session_log.served.append(self._served[session_log.session_id])
+            self.last_served[session_log.session_id] = self._served[session_log.session_id]
 
     def turned_away(self, session_id: str, at: int) -> None:
         """The join fails. A client that took part before still does."""

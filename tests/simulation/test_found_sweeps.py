@@ -203,3 +203,21 @@ def test_a_stop_from_outside_takes_back_what_a_silent_client_was_shown(lab: Labo
         act("operator", client="c2", session="s1"),
         wait(5),
     )
+
+
+def test_peers_count_clients_of_silent_process_to_its_last_proof(lab: Laboratory) -> None:
+    """A client was cut, then its process was silent (seed 92113).
+
+    The process had not noticed the cut, so it proved its own life after it. Peers do not know of
+    the cut: the session is suspended as of that proof, as DESIGN section 2 says.
+    """
+    run(
+        lab,
+        pay("cat9", 9_000_000),
+        act("serve", node="node.b"),
+        start("s1"),
+        act("cut", client="c-s1"),
+        wait(2.5),
+        mishaps(NODE, "redis", *[["lost"]] * 12),
+        wait(60),
+    )

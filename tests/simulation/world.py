@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from protocol import limits
 from protocol.metering.projection import MonthProjection
 from protocol.metering.session import Identity
 from protocol.metering.states import Event
@@ -29,7 +30,7 @@ from storage import limits as storage_limits
 from storage.postgres.records import UnavailableError
 from storage.redis.live import LiveError, StepOutcome
 from storage.rows.sessions import SessionPrepared
-from tests.simulation.clients import FOUND_OUT_MS, SessionLog, SimulatedClient
+from tests.simulation.clients import FOUND_OUT_MS, NEVER, SessionLog, SimulatedClient
 from tests.simulation.forgotten import Forgotten
 from tests.simulation.grants import Deal, deal_of
 from tests.simulation.people import KINDS, Person
@@ -207,6 +208,7 @@ class World:
         assert reply.session is not None
         if reply.member is not None and reply.org is not None and not self.losses:
             self.months_told.append((step.before.identity, reply.member, reply.org))
+        self._swept(host, step, node)
         self.forgotten.made(host, step.records)
         identity = step.before.identity
         figures = {"alone": int(alone), "held": 0, "balance": 0}
@@ -222,6 +224,24 @@ class World:
             freed = step.before.grant.held_micros - reply.session.grant.held_micros
             account = identity.tenant, identity.account_id
             self.given_back[self.now, *account] += max(0, freed - step.charge_micros)
+
+    def _swept(self, host: Host, step: Step, node: str) -> None:
+        """A peer detaches a living process's sockets, because that process was silent.
+
+        It counts them as alive up to the process's last proof of life. A client may have been cut
+        before, unnoticed.
+        """
+        assert isinstance(host, ServerHost)
+        lost_at, session_id = step.standing.lost_at, step.before.identity.session_id
+        if not step.leaving or lost_at is None or node == host.process.node:
+            return
+        lost_at -= host.clock.now() - self.now
+        lost_at = min(lost_at, self.now - limits.NODE_SILENT_MS)
+        for client in self.clients:
+            begin, _, found = client.last_served.get(session_id, (NEVER, NEVER, NEVER))
+            is_served = client.node.process.node == node and client.node.is_alive
+            if is_served and begin <= lost_at <= found:
+                self.session_logs[session_id].served.append([begin, lost_at, self.now])
 
     def _died(self, host: Host) -> None:
         if not isinstance(host, ServerHost):
