@@ -23,6 +23,8 @@ SEED = 20_261_125
 EXAMPLES = 5
 ALLOWED = ["2xx", "401", "402", "403", "404", "409", "422", "429"]
 """Statuses that a request in the documented form may get; not 400, and never 5xx."""
+REFUSED = ["400", "401", "403", "404", "413", "422"]
+"""Statuses that a request in a forbidden form may get."""
 UNSPEAKABLE = {
     "GET /v1/accounts/{id}/ledger": "a cursor is one that a page gave",
     "GET /v1/accounts/{id}/estimate": "a kind, or a prepared session, is named",
@@ -33,6 +35,7 @@ UNSPEAKABLE = {
     "POST /v1/holds/{id}/post": "metadata is short",
     "POST /v1/sessions": "metadata is short",
     "POST /v1/sessions/{id}/heartbeat": "metadata is short",
+    "POST /v1/stream/{id}": "messages are short together",
     "POST /v1/orgs/{id}/members/{user}/adjustments": "a month has begun",
     "PUT /v1/orgs/{id}": "zones and tiers are those that the server knows",
     "POST /api/usage/track-minute": "a minute is of today",
@@ -47,14 +50,17 @@ NOT_FOR_OPERATORS = {"/api/usage/track-minute", "/api/time-tracking/{chat_id}/he
 
 def configuration(bearer: str, known: list[str]) -> dict[str, Any]:
     """Schemathesis's settings: all kinds of requests, and the same each time."""
-    malformed = {"positive_data_acceptance": {"expected-statuses": [*ALLOWED, "400"]}}
+    malformed = {"positive_data_acceptance": {"expected-statuses": [*ALLOWED, "400", "413"]}}
     return {
         "seed": SEED,
         "workers": 1,
         "continue-on-failure": True,
         "headers": {"Authorization": f"Bearer {bearer}"},
         "generation": {"deterministic": True, "max-examples": EXAMPLES, "database": "none"},
-        "checks": {"positive_data_acceptance": {"expected-statuses": ALLOWED}},
+        "checks": {
+            "positive_data_acceptance": {"expected-statuses": ALLOWED},
+            "negative_data_rejection": {"expected-statuses": REFUSED},
+        },
         "operations": [
             *({"include-name": name, "checks": malformed} for name in UNSPEAKABLE),
             *({"include-name": name, "enabled": False} for name in ENDLESS),
