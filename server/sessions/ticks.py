@@ -317,8 +317,10 @@ class TickService:
     def ask_the_others(self, came_at: int, *, has_others: bool) -> None:
         """Asks the earlier sockets, on all processes, whether they are there.
 
-        A socket has joined at ``came_at``.
+        A socket has joined at ``came_at``, and a doubt begins. The newcomers of the last doubt are
+        earlier sockets of this one.
         """
+        self._newcomers = NO_SUBSCRIBERS
         self.probe()
         if has_others:
             self.owner.ask_elsewhere(self.meter.session.identity, came_at)

@@ -347,3 +347,32 @@ def test_visit_in_doubt_proves_no_time_before_it(
     told = [notice for one in messages for notice in one.get("missed", ())]
     (receipt,) = [notice["receipt"] for notice in told if notice["type"] == "stopped"]
     assert receipt["elapsed_ms"] == 20_040 + billed_ms
+
+
+@pytest.mark.parametrize("stop", ["client", "operator"])
+def test_newcomer_proves_time_before_next_join(lab: Laboratory, stop: str) -> None:
+    """A client that is back after a cut opens another tab.
+
+    The tab joins 3 s later. The client answered when it was asked, but still counted as a newcomer:
+    the 3 s became a gap, and shown time went back from 1,000 ms to 0 (money 53007, full 53005).
+    """
+    world = run(
+        lab,
+        pay("cat9", 9_000_000),
+        start("s1"),
+        act("cut", client="c-s1"),
+        wait(3),
+        act("join", client="again", node=NODE, session="s1", last_seq=0),
+        wait(3),
+        act("join", client="tab", node=NODE, session="s1", last_seq=None),
+        act("operator", client="tab", session="s1")
+        if stop == "operator"
+        else act("ask", client="tab", session="s1", event="stop"),
+        wait(5),
+    )
+    again = next(client for client in world if client.name == "again")
+    shown = [one["elapsed_ms"] for one in again.messages if "elapsed_ms" in one]
+    assert shown == sorted(shown)
+    receipt = again.messages[-1]["receipt"]
+    assert receipt["elapsed_ms"] // 100 == 30
+    assert [gap["to_at"] - gap["from_at"] for gap in receipt["gaps"]] == [3_000]
