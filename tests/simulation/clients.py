@@ -96,7 +96,8 @@ class SessionLog:
     def _attached(self, begin: int) -> int:
         """When a client that asked at ``begin`` joined.
 
-        A client that was gone before joined at ``begin``."""
+        One that was gone before that counts as joined at ``begin``.
+        """
         joins = [at for at, event in self.requests if event == "join" and at >= begin]
         return min(joins, default=begin)
 

@@ -4,11 +4,16 @@ The process that made a step keeps its records. Other processes show what they h
 keep nothing.
 """
 
+from contextlib import nullcontext
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
 from tests.simulation.actions import Action, Performer
 from tests.simulation.driver import Laboratory
 from tests.simulation.traces import FLUSHER, NODE, SEED, act, pay, run, start, wait
+from tests.simulation.verdict import Verdict
 
 pytestmark = pytest.mark.usefixtures("quiet_logs")
 
@@ -71,3 +76,20 @@ def test_end_is_kept_while_its_maker_lives(lab: Laboratory) -> None:
     world = performers[1].world
     assert "stopped" in [one["type"] for one in world.clients[-1].messages]
     assert ("s1", None) not in world.forgotten.pieces
+
+
+@pytest.mark.parametrize("is_forgotten", [True, False])
+def test_told_minute_of_session_without_record(is_forgotten: bool) -> None:
+    """Only two failures excuse a missing record (seed 98013)."""
+    verdict: Any = object.__new__(Verdict)
+    verdict.sessions, verdict.minutes = {}, {"t/s": []}
+    verdict.auditor = SimpleNamespace(is_blind=True)
+    session_log = SimpleNamespace(person=SimpleNamespace(tenant="t"), session_id="s")
+    forgotten = SimpleNamespace(
+        pieces={("s", 0)} if is_forgotten else set(), makers_of=lambda _: set()
+    )
+    verdict.world = SimpleNamespace(session_logs={"s": session_log}, forgotten=forgotten)
+    told = {"type": "minute", "session_id": "s", "minute": 0, "seconds": 60}
+    client = SimpleNamespace(name="c", messages=[told])
+    with nullcontext() if is_forgotten else pytest.raises(AssertionError):
+        verdict._check_told(client)

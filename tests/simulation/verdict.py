@@ -242,6 +242,8 @@ class Verdict:
 
         The receipt ends within the minute, or before it.
         """
+        if name not in self.sessions:
+            return False  # no receipt: two failures may have taken the whole record
         makers = self.world.forgotten.makers_of(session_id)
         elapsed_ms = self.sessions[name]["elapsed_ms"]
         begin_ms = message["minute"] * MINUTE_MS
