@@ -182,6 +182,7 @@ export class Session extends Store {
     this._freeze();
     this.#rejectReady(error);
     this.#isLeft = true;
+    this._era += 1;
     this._change();
   }
 

@@ -16,6 +16,8 @@ const isSame = (view, next) =>
  */
 export class Store extends EventTarget {
   #view;
+  /** @internal Rises when nothing of before may be heard any more. */
+  _era = 0;
 
   /** Calls `listener` after each change; returns a function that ends that. */
   subscribe = (listener) => {
@@ -41,7 +43,8 @@ export class Store extends EventTarget {
 
   /** @internal Dispatches an event with this `detail`, after the change that it reports. */
   _emit(type, detail) {
+    const era = this._era;
     this._change();
-    this.dispatchEvent(new CustomEvent(type, { detail }));
+    if (era === this._era) this.dispatchEvent(new CustomEvent(type, { detail }));
   }
 }

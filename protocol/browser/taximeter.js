@@ -186,6 +186,7 @@ export class Taximeter extends Store {
   /** Lets go of everything; the server takes the closed line as leave. */
   #end(state, text, token) {
     this.#stopAll();
+    this._era += 1;
     this.#options.token = token;
     this.welcome = this.#credits = this.#usage = this.#lastToken = null;
     const error = new TaximeterError('closed', text);
@@ -390,18 +391,18 @@ export class Taximeter extends Store {
       this._emit('usage', message);
     }
     const session = this.#sessions.get(message.session_id);
+    if (message.credits && session?._request.type === 'start') this.#noteCredits(message);
     session?._receive(message);
-    if (message.credits && session?._request.type === 'start') this.#setCredits(message);
     this.#requests.get(message.id)?.resolve(message);
     if (session && (message.type === 'stopped' || session.state === 'ended')) {
       this.#finish(session, message);
     }
-    return undefined;
+    return this._change();
   }
 
   #receiveWelcome(message) {
     this.welcome = message;
-    this.#setCredits(message);
+    this.#noteCredits(message);
     const now = this.#platform.now();
     const { expires_at, server_time_at } = message;
     if (expires_at) this.#armRefresh(now + expires_at - server_time_at);
@@ -455,18 +456,19 @@ export class Taximeter extends Store {
 
   #receiveCredit(message) {
     const isOurs = message.account_id === this.welcome?.account_id;
-    if (isOurs) this.#setCredits(message);
-    if (isOurs) for (const session of this.#sessions.values()) session._credit(message);
+    const sessions = isOurs ? [...this.#sessions.values()] : []; // a listener may change them
+    if (isOurs) this.#noteCredits(message);
     this._emit('credit', message);
+    for (const session of sessions) session._credit(message);
   }
 
-  #setCredits({ credits }) {
+  #noteCredits({ credits }) {
     this.#credits = Number(credits);
-    this._change();
   }
 
   /** Settles the requests of a session that has ended. */
   #finish(session, message) {
+    if (this.#sessions.get(session.sessionId) !== session) return; // a listener has left it
     this.#sessions.delete(session.sessionId);
     const error = new TaximeterError('session_ended', 'The session has ended.');
     for (const entry of this.#requests.of(session)) {

@@ -1,6 +1,7 @@
 """The client offers frameworks holders, views and the change of user."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -301,6 +302,19 @@ async def test_nothing_of_the_old_user_is_heard_after_a_switch(client: ClientPag
     await line.send(**tick(1_000))  # of the old session, over the new connection
     await line.send(type="error", code="bad_message", message="Marker.", retryable=False)
     assert (await client.take("error"))["message"] == "Marker."
+
+
+def test_two_users_after_one_another_over_every_interleaving() -> None:
+    """Nothing of the first is heard, also inside of a listener."""
+    path = Path(__file__).with_name("pages") / "interleavings.js"
+    told = run_module(
+        f"""
+        const {{ Taximeter }} = await import(CORE);
+        const {{ explore }} = await import({json.dumps(path.as_uri())});
+        console.log(await explore(Taximeter));
+        """
+    )
+    assert int(told) > 10_000
 
 
 async def test_a_listener_may_switch_in_the_middle_of_a_message(client: ClientPage) -> None:
