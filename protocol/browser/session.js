@@ -135,9 +135,13 @@ export class Session extends Store {
    * Without a connection the client keeps this wish and carries it out after a reconnect,
    * even if the promise has timed out by then.
    */
-  stop() {
+  async stop() {
     this.stopWanted = true;
-    return this.#requestStill('stop');
+    try {
+      return await this.#requestStill('stop');
+    } finally {
+      if (!this.#holders) this.#link.idle(this);
+    }
   }
 
   /** Holds the clock until the answer, to take back no time. */

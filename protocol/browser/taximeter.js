@@ -287,12 +287,19 @@ export class Taximeter extends Store {
     }
   }
 
-  /** Leaves a session that has got no new holder meanwhile. */
+  /**
+   * Leaves a session that has got no new holder meanwhile.
+   *
+   * One that stops ends by itself, unless the server refuses the stop: then it is left, because
+   * it would go on without anything that shows it.
+   */
   #leaveIdle(session) {
     if (session._isHeld) return;
     const { sessionId, stopWanted, _isOwned } = session;
     if (this.#held.get(sessionId) === session) this.#held.delete(sessionId);
-    if (!stopWanted && !_isOwned) this.#leave(session);
+    const isAsked = this.#requests.of(session).some(({ message }) => message.type === 'stop');
+    const isStopping = stopWanted && (isAsked || this.state !== 'live');
+    if (!isStopping && !_isOwned) this.#leave(session);
   }
 
   #leave(session) {
@@ -362,8 +369,9 @@ export class Taximeter extends Store {
     const { fallback } = this.#options;
     const { WebSocket } = this.#platform;
     if (!this.#isBlocked || fallback === null) return WebSocket;
+    if (fallback) return fallback;
     const found = await import('./fallback.js').catch(() => null); // no network, perhaps
-    return fallback ?? found?.StreamSocket ?? WebSocket;
+    return found?.StreamSocket ?? WebSocket;
   }
 
   #dial(token, WebSocket) {

@@ -123,6 +123,40 @@ async def test_a_session_that_stops_is_not_left(client: ClientPage) -> None:
     assert (await client.run("() => answer"))["value"]["receipt"]["minutes"] == 4
 
 
+@pytest.mark.parametrize("is_released_first", [True, False])
+async def test_a_session_whose_stop_is_refused_is_left_by_its_last_holder(
+    client: ClientPage, is_released_first: bool
+) -> None:
+    """Else it would go on, and cost, without anything that shows it."""
+    line = await hold(client)
+    await client.run("() => { window.answer = settled(session.stop()); }")
+    stop = await line.receive("stop")
+    if is_released_first:
+        await client.run("() => { session.release(); clock.advance(0); }")
+    refusal = {"code": "unavailable", "message": "Not now.", "retryable": True}
+    await line.answer(stop, type="error", **refusal)
+    assert (await client.run("() => answer"))["error"]["code"] == "unavailable"
+    if not is_released_first:
+        await client.run("() => session.release()")
+    await client.advance(0)
+    assert (await line.receive("leave"))["session_id"] == "session-1"
+
+
+async def test_a_stop_is_kept_when_its_holder_goes_without_a_line(client: ClientPage) -> None:
+    line = await hold(client)
+    line.cut()
+    await client.take_loss()
+    await client.run(
+        "() => { window.answer = settled(session.stop()); session.release(); clock.advance(0); }"
+    )
+    await client.advance(500)
+    line = await client.server.line()
+    await line.welcome()
+    await line.join()
+    await line.answer(await line.receive("stop"), **stopped(1))
+    assert (await client.run("() => answer"))["value"]["type"] == "stopped"
+
+
 async def test_holders_of_an_ended_session_share_its_receipt(client: ClientPage) -> None:
     line = await hold(client)
     await line.send(**stopped(1))
