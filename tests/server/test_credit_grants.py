@@ -191,7 +191,7 @@ async def test_no_get_makes_money(
     bearers = {"key": API_KEY, "ops": operator, "user": server.token("ann", org="acme")}
     bearers["stranger"] = server.token("eve", org="acme")
     for name, example in EXAMPLES.items():
-        if not name.startswith("GET "):
+        if not name.startswith("GET ") or name == "GET /v1/stream":  # its answer has no end
             continue
         path = example.path.replace("{hold}", hold.json()["hold_id"])
         for bearer in bearers.values():
