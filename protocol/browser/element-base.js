@@ -1,5 +1,5 @@
 /**
- * The common part of the elements: their meter and session, and one rendering for each frame.
+ * The common part of the elements: their meter and session, and when they render.
  */
 
 import { fill, formatTime, words } from './element-words.js';
@@ -192,14 +192,11 @@ export class TaximeterElement extends Base {
     this._plan();
   }
 
-  /** @internal Renders with the next frame, once; a hidden page has no frames. */
+  /** @internal Renders now, and with each frame while figures run; a hidden page has none. */
   _plan() {
-    if (!this.isConnected) return;
-    if (document.hidden) this._render();
-    this.#frame ??= requestAnimationFrame(() => {
-      this.#frame = null;
-      if (this._render()) this._plan();
-    });
+    cancelAnimationFrame(this.#frame);
+    const isRunning = this.isConnected && this._render();
+    this.#frame = isRunning ? requestAnimationFrame(() => this._plan()) : null;
   }
 
   /** @internal Says "as of" beside figures that are live no more. */

@@ -29,7 +29,7 @@ export declare class TaximeterNotices extends TaximeterElement {
    *
    * It replaces an earlier one about the same topic; by default the text is the topic.
    */
-  toast(text: string, level?: 'ok' | 'near' | 'over', topic?: string): void;
+  toast(text: string, level?: 'ok' | 'near' | 'over', topic?: string): HTMLElement;
 }
 
 /** Gives a meter to all elements of the page that have none of their own; null takes it away. */

@@ -259,11 +259,9 @@ export class TaximeterNotices extends TaximeterElement {
       this.#seen = notice.seq;
       this.#tell(notice);
     }
-    // Then warnings are out of date.
-    if (isNew && OVER.includes(status)) {
-      for (const toast of [...this.#toasts.children]) this.#remove(toast);
-      this.#stoppedAt = null;
-    }
+    if (!isNew || !OVER.includes(status)) return;
+    this.#stoppedAt = null;
+    for (const toast of [...this.#toasts.children]) if (toast.isNotice) this.#remove(toast);
   }
 
   _render() {
@@ -296,17 +294,19 @@ export class TaximeterNotices extends TaximeterElement {
 
   #tell({ type, limit, remaining_ms: leftMs, paid }) {
     const { soon, name } = wordsOf(limit);
-    if (type === 'free_time' && paid) this.toast(words.freeTimeOver, 'near');
-    if (type === 'limit_cleared') this.toast(fill(words.cleared, { limit: name }), 'ok', limit);
-    if (type !== 'limit_warning') return;
     const time = formatClock(this.locale, Math.ceil((leftMs ?? 0) / 1000) * 1000);
-    this.toast(fill(words.warning, { limit: soon, time }), 'near', limit);
+    const told = {
+      free_time: paid && [words.freeTimeOver, 'near', type],
+      limit_cleared: [fill(words.cleared, { limit: name }), 'ok', limit],
+      limit_warning: [fill(words.warning, { limit: soon, time }), 'near', limit],
+    }[type];
+    if (told) this.toast(...told).isNotice = true;
   }
 
   /**
    * Shows a text for a while, in the colour of a `level`: `ok`, `near` or `over`.
    *
-   * It replaces an earlier one about the same `topic`.
+   * It replaces an earlier one about the same `topic`. Returns its element.
    */
   toast(text, level = 'ok', topic = text) {
     for (const old of [...this.#toasts.children]) if (old.topic === topic) this.#remove(old);
@@ -317,6 +317,7 @@ export class TaximeterNotices extends TaximeterElement {
     this.#toasts.append(toast);
     this.#arm(toast);
     if (this.#toasts.children.length > TOASTS_MOST) this.#remove(this.#toasts.firstChild);
+    return toast;
   }
 
   /** Removes a toast; the focus stays among the toasts. */

@@ -1,20 +1,22 @@
 /**
  * The page at `/`: a session as its user sees it.
  *
- * The browser client does all the counting. This file only draws the figures of
- * `session.now()` and of events. It keeps in sessionStorage which session this tab shows, so
+ * The browser client does all the counting, and its custom elements show clock, credits, usage
+ * and notices. This file draws what is around them, and asks what may be asked before a start.
+ * It keeps in sessionStorage which session this tab shows, so
  * that a reload shows the same session again.
  */
 
 import { Taximeter, TaximeterError } from '/client/taximeter.js';
-import { beginRide, drawBalance, drawInstrument, rest } from './instrument.js';
+import { use } from '/client/elements.js';
+import { drawEstimate, listPast } from './before.js';
+import { beginRide, drawInstrument, rest } from './instrument.js';
 import { drawMinutes, fetchMinutes, hasMinutes, mergeMinutes } from './minutes.js';
 import { renderReceipt } from './receipt.js';
-import { CONNECTIONS, LIMITS, byId, calm, clockFace, countdown } from './words.js';
-import { explain, make, nameOfKind, put, sentence, timeOfDay } from './words.js';
+import { byId, calm, clockFace, count, countdown, explain, make } from './words.js';
+import { nameOfKind, put, sentence, words } from './words.js';
 
 const STORAGE_KEY = 'taximeter';
-const TOAST_MS = 9_000;
 const MINUTE_MS = 60_000;
 
 // State of this tab
@@ -25,14 +27,11 @@ const FORGOTTEN = {
   lastSeq: null,
   minutes: [],
   alert: false, // whether a warning is shown
-  reached: null, // the `limit_reached` whose grace runs
+  reachedSeq: null, // the seq of the `limit_reached` whose grace runs
 };
 let saved = { ...FORGOTTEN, ...JSON.parse(sessionStorage.getItem(STORAGE_KEY) ?? '{}') };
 let token = null;
 let session = null;
-let balance = null;
-let grace = null; // { endsAt, ms } by the browser's clock, while a limit's grace runs
-let serverAheadMs = 0;
 let frame = 0; // the next drawing, as an animation frame
 let pause = 0; // the next drawing, as a timer, where the user prefers reduced motion
 let laid = 0; // receipts shown so far, to detect a late answer for an earlier one
@@ -42,14 +41,16 @@ function save(changes) {
   sessionStorage.setItem(STORAGE_KEY, JSON.stringify(saved));
 }
 
-// Views and toasts
+// Views
 
-function toast(text, tone) {
-  const close = make('button', { type: 'button', 'aria-label': 'Dismiss' }, '✕');
-  const element = make('div', { class: 'toast', 'data-tone': tone }, make('span', {}, text), close);
-  close.addEventListener('click', () => element.remove());
-  byId('toasts').append(element);
-  setTimeout(() => element.remove(), TOAST_MS);
+const toast = (text, level) => byId('notices').toast(text, level);
+
+/** Lets the elements show this session, or none. */
+function follow(sessionId) {
+  for (const element of document.querySelectorAll('[data-session]')) {
+    if (sessionId) element.setAttribute('session', sessionId);
+    else element.removeAttribute('session');
+  }
 }
 
 /** Shows a view: `loading`, `token`, `start`, `ride` (both the meter), or `receipt`. */
@@ -68,7 +69,11 @@ function show(view) {
     scrollTo(0, 0);
   }
   if (view !== 'ride') put(document.querySelector('title'), 'Taximeter');
-  if (view === 'start') rest();
+  if (view === 'start') {
+    rest();
+    drawEstimate(meter, chosenKind());
+    listPast(meter, showPast);
+  }
   draw();
 }
 
@@ -105,9 +110,12 @@ function uniqueId() {
 
 async function topUp(amount) {
   const headers = { Authorization: `Bearer ${token}`, 'Idempotency-Key': uniqueId() };
-  const { credits } = await post('/demo/top-up', { amount }, headers);
-  balance = Number(credits);
-  draw();
+  await post('/demo/top-up', { amount }, headers);
+}
+
+function chosenKind() {
+  const { value } = byId('start-form').elements.kind;
+  return byId('fast').checked ? `${value}-demo` : value;
 }
 
 async function attempt(button, action) {
@@ -116,7 +124,7 @@ async function attempt(button, action) {
     await action();
   } catch (error) {
     const isTopUp = error.code === 'unavailable' && !error.retryable;
-    toast(isTopUp ? 'Topping up is part of the demonstration only.' : explain(error), 'stop');
+    toast(isTopUp ? words.noTopUp : explain(error), 'over');
   } finally {
     button.disabled = false;
   }
@@ -125,10 +133,16 @@ async function attempt(button, action) {
 // The connection
 
 const meter = new Taximeter({ token: freshToken });
+use(meter);
+meter.subscribe(() => {
+  for (const element of document.querySelectorAll('[data-month]')) {
+    element.hidden = !meter.getSnapshot().usage;
+  }
+});
 
 meter.addEventListener('connection', ({ detail }) => {
   byId('connection').dataset.state = detail.state;
-  put(byId('connection-text'), CONNECTIONS[detail.state]);
+  put(byId('connection-text'), words.connections[detail.state]);
   showTrouble(detail);
   draw();
 });
@@ -145,15 +159,13 @@ function showTrouble({ state, error }) {
   byId('trouble').hidden = !error || (isOffline && asksForToken(error));
   if (!error) return;
   const reason = sentence(error.message);
-  const title = isOffline ? 'The connection has ended.' : 'This page cannot reach the meter.';
-  const next = isOffline ? '' : ' It keeps trying.';
+  const title = isOffline ? words.connectionEnded : words.cannotReach;
+  const next = isOffline ? '' : ` ${words.keepsTrying}`;
   put(byId('trouble-text'), `${title} ${reason}${next}`);
-  put(byId('try-again'), isOffline ? 'Try again' : 'Try now');
+  put(byId('try-again'), isOffline ? words.tryAgain : words.tryNow);
 }
 
 meter.addEventListener('welcome', ({ detail }) => {
-  balance = Number(detail.credits);
-  serverAheadMs = detail.server_time_at - Date.now();
   for (const element of document.querySelectorAll('[data-user]')) put(element, detail.user_id);
   if (['loading', 'token'].includes(document.body.dataset.view)) {
     if (!saved.sessionId) show('start');
@@ -164,21 +176,18 @@ meter.addEventListener('welcome', ({ detail }) => {
 
 meter.addEventListener('credit', ({ detail }) => {
   if (detail.account_id !== meter.welcome.account_id) return;
-  balance = Number(detail.credits);
-  const added = Number(detail.delta);
-  const verb = added === 1 ? 'credit was' : 'credits were';
-  if (detail.reason === 'grant') toast(`${added} ${verb} added.`);
-  draw();
+  if (detail.reason === 'grant') toast(count(words.added, Number(detail.delta)));
+  if (document.body.dataset.view === 'start') drawEstimate(meter, chosenKind());
 });
 
 meter.addEventListener('error', ({ detail: error }) => {
   if (error.retryable) return; // the lamp shows that the client tries again
   if (asksForToken(error)) {
-    put(byId('token-error'), saved.pasted ? 'That token was refused.' : '');
+    put(byId('token-error'), saved.pasted ? words.tokenRefused : '');
     save({ pasted: null });
     show('token');
   } else {
-    toast(explain(error), 'stop');
+    toast(explain(error), 'over');
   }
 });
 
@@ -187,6 +196,7 @@ meter.addEventListener('error', ({ detail: error }) => {
 function ride() {
   document.body.dataset.alert = saved.alert ? 'warning' : '';
   beginRide();
+  follow(saved.sessionId);
   session = meter.start({
     kind: saved.kind,
     sessionId: saved.sessionId,
@@ -197,49 +207,56 @@ function ride() {
     ridden.addEventListener(type, ({ detail }) => {
       if (ridden !== session) return; // the user has left that session
       listener(detail);
-      save({ lastSeq: session?.lastSeq ?? null });
+      // After a reload within the grace, the stop is told again: then its end is known, too.
+      const { state, lastSeq = null } = session ?? {};
+      const isStopping = state === 'stopping' && saved.reachedSeq !== null;
+      save({ lastSeq: isStopping ? saved.reachedSeq - 1 : lastSeq });
       draw();
     });
   ridden.addEventListener('tick', draw); // a hidden tab gets ticks, but no frames
   on('session', showSnapshot);
   on('minute', showMinute);
-  on('free_time', () => toast('Your free time is over. Credits are used from now on.', 'warning'));
-  on('limit_warning', ({ limit, remaining_ms }) => {
-    save({ alert: true });
-    document.body.dataset.alert = 'warning';
-    toast(`${LIMITS[limit].soon} in ${countdown(remaining_ms)}.`, 'warning');
-  });
-  on('limit_cleared', ({ limit }) => {
-    save({ alert: false });
-    document.body.dataset.alert = '';
-    toast(`${LIMITS[limit].left}: there is enough again.`);
-  });
+  on('limit_warning', () => alertTo(true));
+  on('limit_cleared', () => alertTo(false));
   on('limit_reached', halt);
   on('stopped', (message) => finish(message.receipt, message.limit));
   on('error', failed);
   return session.ready;
 }
 
+function alertTo(alert) {
+  save({ alert });
+  document.body.dataset.alert = alert ? 'warning' : '';
+}
+
+/** Takes the reader to the panel of the stop, which the element of notices shows. */
+function halt({ seq }) {
+  // A missed `limit_reached` may be old: the snapshot says that the limit was lifted since.
+  if (session.state !== 'stopping') return;
+  alertTo(false);
+  save({ reachedSeq: seq });
+  byId('notices').focus();
+}
+
 function showSnapshot(snapshot) {
-  serverAheadMs = snapshot.server_time_at - Date.now();
   put(byId('ride-title'), nameOfKind(snapshot.kind));
   byId('demonstration').hidden = (snapshot.speed ?? 1) === 1;
   const price = Number(snapshot.credits_per_minute);
-  const unit = price === 1 ? 'credit' : 'credits';
-  put(byId('price'), price ? `${price} ${unit} a minute` : 'This costs no credits.');
+  put(byId('price'), price ? count(words.price, price) : words.noPrice);
   const others = snapshot.limits.filter(({ limit }) => limit !== snapshot.limit);
   byId('limits').replaceChildren(
     ...others
       .filter(({ remaining_ms }) => remaining_ms !== null)
       .map(({ limit, remaining_ms }) =>
-        make('li', {}, make('span', {}, LIMITS[limit].left), countdown(remaining_ms)),
+        make('li', {}, make('span', {}, words.limits[limit].name), countdown(remaining_ms)),
       ),
   );
   const here = new URLSearchParams({ session: snapshot.session_id, kind: snapshot.kind });
   if (saved.userId) here.set('user', saved.userId);
   byId('second-tab').href = `/#${here}`;
-  if (snapshot.state !== 'stopping') unhalt();
-  else if (!grace) halt(saved.reached ?? { limit: snapshot.limit ?? 'credits' });
+  byId('go-on').hidden = snapshot.limit !== 'credits';
+  if (snapshot.state !== 'stopping') save({ reachedSeq: null });
+  else alertTo(false);
   if (snapshot.state === 'ended') fetchReceipt();
   else {
     completeMinutes(Math.floor(snapshot.elapsed_ms / MINUTE_MS));
@@ -256,7 +273,7 @@ function failed(error) {
     forget();
     put(byId('start-error'), explain(error));
   } else {
-    toast(explain(error), 'stop');
+    toast(explain(error), 'over');
     forget();
     show('start');
   }
@@ -264,7 +281,7 @@ function failed(error) {
 
 function forget() {
   session = null;
-  unhalt();
+  follow(null);
   save(FORGOTTEN);
   document.body.dataset.alert = '';
 }
@@ -286,30 +303,6 @@ async function completeMinutes(count) {
   drawMinutes(saved.minutes);
 }
 
-function halt({ limit, stopped_at, grace_ms }) {
-  // A missed `limit_reached` may be old: the snapshot says that the limit was lifted since.
-  if (session.state !== 'stopping') return;
-  const isTold = stopped_at !== undefined; // unknown to a tab that opened late
-  if (isTold) grace = { endsAt: stopped_at + grace_ms - serverAheadMs, ms: grace_ms };
-  byId('toasts').replaceChildren(); // warnings of this limit are out of date
-  save({ alert: false, reached: isTold ? { limit, stopped_at, grace_ms } : null });
-  document.body.dataset.alert = '';
-  put(byId('halt-title'), `Stopped: ${LIMITS[limit].stopped}`);
-  const ending = limit === 'credits' ? 'Top up to go on where you were.' : 'Save your work now.';
-  const at = isTold ? ` at ${timeOfDay(stopped_at - serverAheadMs)}` : '';
-  put(byId('halt-text'), `The meter stopped${at}, and nothing more is charged. ${ending}`);
-  byId('halt-clock').hidden = !isTold;
-  byId('go-on').hidden = limit !== 'credits';
-  byId('halt').hidden = false;
-  byId('halt-title').focus();
-}
-
-function unhalt() {
-  grace = null;
-  save({ reached: null });
-  byId('halt').hidden = true;
-}
-
 async function fetchReceipt() {
   const { sessionId } = saved;
   const headers = { Authorization: `Bearer ${token}` };
@@ -322,38 +315,37 @@ async function fetchReceipt() {
 }
 
 function finish(receipt, limit) {
-  const { minutes } = saved;
   const speed = session?.snapshot?.speed ?? 1;
-  const lay = (rows) =>
-    byId('receipt').replaceChildren(...renderReceipt(receipt, limit, rows, speed));
+  const { minutes } = saved;
+  forget();
+  lay(receipt, limit, minutes, speed);
+}
+
+/** Shows a session of the list. */
+function showPast({ receipt, limit }) {
+  lay(receipt, limit, [], 1);
+}
+
+/** Lays a receipt on the page, and adds the recorded minutes that are missing. */
+function lay(receipt, limit, minutes, speed) {
   const version = (laid += 1);
-  lay(minutes);
+  const draw = (rows) =>
+    byId('receipt').replaceChildren(...renderReceipt(receipt, limit, rows, speed));
+  draw(minutes);
   if (!hasMinutes(minutes, receipt.minutes)) {
     fetchMinutes(receipt.session_id, token).then((recorded) => {
-      if (version === laid) lay(mergeMinutes(recorded, minutes));
+      if (version === laid) draw(mergeMinutes(recorded, minutes));
     });
   }
-  byId('toasts').replaceChildren();
-  balance = session?.now()?.credits ?? balance;
-  forget();
   show('receipt');
 }
 
 // Drawing
 
-function drawGrace() {
-  if (!grace) return;
-  const leftMs = Math.max(0, grace.endsAt - Date.now());
-  put(byId('halt-seconds'), String(Math.ceil(leftMs / 1000)));
-  byId('halt-bar').style.setProperty('--part', Math.min(1, leftMs / grace.ms));
-}
-
 function draw() {
   const reading = session?.now() ?? null;
-  drawBalance(reading?.credits ?? balance);
   if (!reading || document.body.dataset.view !== 'ride') return;
   drawInstrument(reading, meter.state);
-  drawGrace();
   put(document.querySelector('title'), `${clockFace(reading.elapsed_ms)} · Taximeter`);
   // Every caller of draw() replaces the planned drawing, so there is one loop only. Numbers of
   // frames and of timers overlap, so each kind has its own variable and is cancelled as such.
@@ -367,9 +359,8 @@ function draw() {
 
 byId('start-form').addEventListener('submit', (event) => {
   event.preventDefault();
-  const { kind } = Object.fromEntries(new FormData(event.target));
   put(byId('start-error'), '');
-  save({ ...FORGOTTEN, kind: byId('fast').checked ? `${kind}-demo` : kind });
+  save({ ...FORGOTTEN, kind: chosenKind() });
   save({ sessionId: `${saved.kind}-${uniqueId()}` });
   byId('start').disabled = true;
   ride()
@@ -378,7 +369,10 @@ byId('start-form').addEventListener('submit', (event) => {
       byId('start').disabled = false;
     });
 });
-byId('start-form').addEventListener('change', rest);
+byId('start-form').addEventListener('change', () => {
+  rest();
+  drawEstimate(meter, chosenKind());
+});
 byId('token-form').addEventListener('submit', (event) => {
   event.preventDefault();
   save({ pasted: byId('token').value.trim() });

@@ -2,8 +2,7 @@
  * Draws a reading of the meter on the instrument's face.
  */
 
-import { CONNECTIONS, LIMITS, byId, calm } from './words.js';
-import { clockFace, countdown, nameOfKind, put, timeOfDay } from './words.js';
+import { byId, clockFace, countdown, fill, nameOfKind, put, timeOfDay, words } from './words.js';
 
 const MINUTE_MS = 60_000;
 /** The shown time of a limit ignores smaller moves than this. */
@@ -25,14 +24,12 @@ export function rest() {
   byId('demonstration').hidden = !byId('fast').checked;
   put(byId('ride-title'), nameOfKind(byId('start-form').elements.kind.value));
   put(byId('phase'), 'For hire');
-  put(byId('time'), '0:00');
-  put(byId('tenths'), calm.matches ? '' : '.0');
   put(byId('dial-note'), '');
 }
 
 /** The colour, the flag's word, and the note under the time. */
 function phaseOf(reading, connection) {
-  if (connection !== 'live') return ['still', CONNECTIONS[connection], 'As last known'];
+  if (connection !== 'live') return ['still', words.connections[connection], 'As last known'];
   if (reading.state === 'paused') return ['still', 'Paused', 'Nothing is counted'];
   if (reading.state === 'suspended') return ['still', 'Waiting for your connection', ''];
   if (reading.state === 'stopping') return ['halted', 'Stopped', 'No further charge'];
@@ -44,22 +41,12 @@ function phaseOf(reading, connection) {
   return reading.paid ? ['paid', 'Using paid credits', minute] : ['plain', 'Counting', minute];
 }
 
-/** Draws the balance everywhere, digits below a hundredth in small. */
-export function drawBalance(credits) {
-  if (credits === null) return;
-  const figures = credits.toFixed(4);
-  for (const element of document.querySelectorAll('[data-balance]')) {
-    put(element.querySelector('[data-whole]'), figures.slice(0, -2));
-    put(element.querySelector('[data-part]'), figures.slice(-2));
-  }
-}
-
 /** Draws the limit that binds first, and the time of day. */
 function drawLimit({ limit, remaining_ms, speed, state }, connection) {
   const isKnown = limit !== null && remaining_ms !== null;
   const isOver = state === 'stopping' && limit !== null;
-  const name = isOver ? `Stopped: ${LIMITS[limit].stopped}` : LIMITS[limit]?.soon;
-  put(byId('limit-name'), name ?? 'No limit in sight');
+  const { soon, why } = words.limits[limit] ?? { soon: words.noLimit };
+  put(byId('limit-name'), isOver ? fill(words.stopped, { why }) : soon);
   byId('limit-bar').parentElement.hidden = !isKnown || isOver;
   if (!isKnown || isOver) return put(byId('limit-when'), '');
   longest[limit] = Math.max(longest[limit] ?? 0, remaining_ms);
@@ -68,8 +55,9 @@ function drawLimit({ limit, remaining_ms, speed, state }, connection) {
   if (Math.abs(projectedAt - bindsAt) > FLICKER_MS) bindsAt = projectedAt;
   const isRunning = state === 'active' && connection === 'live';
   const left = countdown(remaining_ms);
-  const when = isRunning ? `at ${timeOfDay(bindsAt)}, in ${left}` : `after ${left} more`;
-  return put(byId('limit-when'), when);
+  const time = timeOfDay(bindsAt);
+  const when = isRunning ? words.limitAt : words.limitAfter;
+  return put(byId('limit-when'), fill(when, { time, left }));
 }
 
 /** Draws the face from a reading and the connection's state. */
@@ -79,10 +67,7 @@ export function drawInstrument(reading, connection) {
   put(byId('phase'), name);
   put(byId('dial-note'), note);
   const { elapsed_ms, free_remaining_ms } = reading;
-  const time = clockFace(elapsed_ms);
-  put(byId('time'), time);
-  put(byId('tenths'), calm.matches ? '' : `.${Math.floor(elapsed_ms / 100) % 10}`);
-  byId('time').parentElement.classList.toggle('long', time.length > 5);
+  byId('clock').classList.toggle('long', clockFace(elapsed_ms).length > 5);
   const ofFree = free_remaining_ms / (free_remaining_ms + elapsed_ms);
   const ofMinute = (elapsed_ms % MINUTE_MS) / MINUTE_MS;
   byId('arc').style.setProperty('--part', free_remaining_ms > 0 ? ofFree : ofMinute);

@@ -2,7 +2,7 @@
  * Renders a receipt as on paper.
  */
 
-import { LIMITS, REASONS, clockFace, make, nameOfKind, timeOfDay } from './words.js';
+import { clockFace, make, nameOfKind, timeOfDay, words } from './words.js';
 
 /**
  * The stretches of time of a session, in order.
@@ -53,7 +53,9 @@ export function renderReceipt(receipt, limit, ledger, speed) {
     line(`Minute ${minute + 1}, ${seconds} s`, exactly(credits)),
   );
   const day = new Date(receipt.started_at).toLocaleDateString('en-GB', { dateStyle: 'long' });
-  const reason = limit ? LIMITS[limit].stopped : (REASONS[receipt.reason] ?? 'at its limit');
+  const reason = limit
+    ? words.limits[limit].why
+    : (words.reasons[receipt.reason] ?? words.reasons.limit);
   const title = `${nameOfKind(receipt.kind)}, ${reason}`;
   const note = `Demonstration: the meter ran ${speed} times as fast.`;
   return [

@@ -10,7 +10,7 @@ import shutil
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 import pytest_asyncio
@@ -223,6 +223,11 @@ class Tab:
         self.receipt: Message | None = None
         self.recorded: list[Message] | None = None
         """The session's recorded minutes; None: they cannot be read."""
+        self.estimate: Message | None = None
+        """How long a session could run; None: the server does not say."""
+        self.past: list[Message] = []
+        """The pages of past sessions, from the newest on."""
+        self.asked: list[str] = []
         self.session_id = ""
         self.faults: list[str] = []
         page.on("pageerror", lambda error: self.faults.append(str(error)))
@@ -243,7 +248,29 @@ class Tab:
         await self.page.route("**/demo/*", self._answer)
         await self.page.route("**/v1/sessions/*", self._answer_receipt)
         await self.page.route("**/v1/sessions/*/minutes", self._answer_minutes)
+        await self.page.route("**/v1/sessions?*", self._answer_past)
+        await self.page.route("**/v1/accounts/*/estimate?*", self._answer_estimate)
         await self.page.goto(self.server.url + path)
+
+    async def _answer_past(self, route: Route) -> None:
+        cursor = parse_qs(urlsplit(route.request.url).query).get("cursor", ["0"])[0]
+        if not self.past:
+            await route.fulfill(json={"items": [], "next_cursor": None})
+        else:
+            following = int(cursor) + 1
+            await route.fulfill(
+                json={
+                    "items": [self.past[int(cursor)]],
+                    "next_cursor": str(following) if following < len(self.past) else None,
+                }
+            )
+
+    async def _answer_estimate(self, route: Route) -> None:
+        self.asked.append(urlsplit(route.request.url).query)
+        if self.estimate is None:
+            await route.fulfill(status=503)
+        else:
+            await route.fulfill(json=self.estimate)
 
     async def _answer(self, route: Route) -> None:
         """Answers the endpoints that only a server in development has."""
@@ -303,11 +330,11 @@ class Tab:
 
     @property
     def credits(self) -> Any:
-        return self.at("[data-balance]:visible")
+        return self.at("taximeter-credits:visible").locator("[part=amount]")
 
     @property
     def toast(self) -> Any:
-        return self.at(".toast span").last
+        return self.at("[part=toast-text]").last
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")

@@ -84,10 +84,10 @@ async def _ride(page: Page, url: str) -> None:
     await page.locator("label", has=page.locator("#fast")).click()
     await page.locator("#start").click()
     await expect(page.locator("#minutes tr")).to_have_count(3, timeout=RIDE_TIMEOUT_MS)
-    await expect(page.locator("#toasts")).to_contain_text("run out")
-    for button in await page.locator("#toasts button").all():
+    await expect(page.locator("[part=toasts]")).to_contain_text("run out")
+    for button in await page.locator("[part=dismiss]").all():
         await button.click()
-    await expect(page.locator("#time")).to_have_text(re.compile(r"^3:1\d$"))
+    await expect(page.locator("[part=time]")).to_have_text(re.compile(r"^3:1\d$"))
     await _picture(page, "ride")
     await page.locator("#stop").click()
     await expect(page.locator("#receipt")).to_contain_text("Credits")

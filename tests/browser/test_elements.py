@@ -57,7 +57,7 @@ async def test_an_element_may_wait_for_its_session(elements: ElementsPage) -> No
     await expect(elements.part("time")).to_have_text("1:05")
 
 
-async def test_a_cut_line_is_told(elements: ElementsPage) -> None:
+async def test_a_cut_line_is_shown(elements: ElementsPage) -> None:
     line = await elements.begin(CLOCK, elapsed_ms=12_000)
     await expect(elements.part("time")).to_have_text("0:12")
     await expect(elements.part("as-of")).to_be_hidden()

@@ -48,17 +48,20 @@ async def test_a_chat_from_the_first_tick_to_the_minute_in_postgres(
     page.on("pageerror", lambda error: errors.append(str(error)))
     await page.goto(f"{server.url}/")
     await page.locator("label", has_text="Fast demonstration").click()
+    await expect(page.locator("#estimate-text")).to_have_text(
+        "3:30 on the meter, the first 1:00 of it free. Your credits run out then."
+    )
     await page.locator("#start").click()
 
     # Free time, then paid time, then the end of 2.5 credits at 3:30 of counted time.
-    await expect(page.locator("#halt")).to_be_visible(timeout=30_000)
-    await expect(page.locator("#time")).to_have_text("3:30")
+    await expect(page.locator("#notices [part~=limit]")).to_be_visible(timeout=30_000)
+    await expect(page.locator("[part=time]")).to_have_text("3:30")
     await page.screenshot(path=ARTIFACTS / "real-limit-reached.png")
     minutes = page.locator("#minutes tr")
     await expect(minutes).to_have_count(3)
 
     await page.locator("#go-on").click()
-    await expect(page.locator("#halt")).to_be_hidden()
+    await expect(page.locator("#notices [part~=limit]")).to_be_hidden()
     await expect(minutes.nth(4)).to_be_visible(timeout=30_000)
     await page.screenshot(path=ARTIFACTS / "real-running.png")
     # On a slow machine the session has reached its limit again, and the halt panel has the button.
@@ -80,6 +83,13 @@ async def test_a_chat_from_the_first_tick_to_the_minute_in_postgres(
     granted = sum(entry.amount_micros for entry in ledger if entry.entry_kind == "grant")
     account = await server.process.records.load_account(tenant, user[0])
     assert account.balance_micros == granted - burnt
+
+    bill = await paper.locator("dl").all_inner_texts()
+    await page.locator("#again").click()
+    await page.locator("#past-list button").click()
+    await expect(paper).to_be_visible()
+    assert await paper.locator("dl").all_inner_texts() == bill
+    assert errors == []
 
 
 async def test_two_tabs_on_two_processes_show_one_session(
@@ -107,9 +117,9 @@ async def test_two_tabs_on_two_processes_show_one_session(
 
     await first.locator("#pause").click()
     for tab in (first, second):
-        await expect(tab.locator("#halt")).to_be_visible(timeout=30_000)
-        await expect(tab.locator("#time")).to_have_text("3:30")
-        await expect(tab.locator("[data-balance]:visible")).to_have_text("0.0000")
+        await expect(tab.locator("#notices [part~=limit]")).to_be_visible(timeout=30_000)
+        await expect(tab.locator("[part=time]")).to_have_text("3:30")
+        await expect(tab.locator("taximeter-credits:visible [part=amount]")).to_have_text("0.0000")
     await first.locator("#end-now").click()
     lines = []
     for tab in (first, second):

@@ -1,0 +1,119 @@
+"""Tests what the page shows before a start, and beside a session."""
+
+import re
+from typing import Any
+
+import pytest
+from playwright.async_api import expect
+
+from tests.browser.element_fixtures import usage
+from tests.browser.fixtures import Tab, chromium, context, mock_server, tab
+from tests.browser.mock_server import Message, receipt, warning
+from tests.browser.node import PACKAGE, run_tool
+
+__all__ = ["chromium", "context", "mock_server", "tab"]
+
+ESTIMATE: Message = {
+    "can_start": True,
+    "free_remaining_ms": 60_000,
+    "remaining_ms": 210_000,
+    "limit": "credits",
+    "limits": [{"limit": "credits", "remaining_ms": 210_000}],
+}
+USAGE = usage(org_used_ms=35_000_000, org_limit_ms=36_000_000)
+
+
+def listed(session_id: str, **changes: Message | str | None) -> Message:
+    bill = receipt(session_id=session_id)
+    return {"session_id": session_id, "kind": "chat", "limit": None, "receipt": bill, **changes}
+
+
+async def test_the_page_says_how_long_one_may_talk(tab: Tab) -> None:
+    tab.estimate = ESTIMATE
+    await tab.open()
+    line = await tab.line()
+    await expect(tab.at("#estimate-title")).to_have_text("How long may I talk?")
+    await expect(tab.at("#estimate-text")).to_have_text(
+        "3:30 on the meter, the first 1:00 of it free. Your credits run out then."
+    )
+    tab.estimate = {**ESTIMATE, "free_remaining_ms": 0, "limit": "member_minutes"}
+    await tab.page.get_by_label("Recording").check(force=True)
+    await expect(tab.at("#estimate-title")).to_have_text("How long may I record?")
+    await expect(tab.at("#estimate-text")).to_have_text(
+        "3:30 on the meter. Your minutes of this month end then."
+    )
+    assert tab.asked == ["kind=chat", "kind=recording"]
+    tab.estimate = {**ESTIMATE, "remaining_ms": None, "limit": None}
+    credit = {"account_id": "user-1", "credits": "7.5", "delta": "5", "reason": "grant"}
+    await line.send(type="credit", entry_id="entry-1", **credit)
+    await expect(tab.at("#estimate-text")).to_have_text(
+        "As long as you like: no limit is in sight."
+    )
+
+
+async def test_the_page_says_why_a_session_may_not_start(tab: Tab) -> None:
+    tab.estimate = {**ESTIMATE, "can_start": False, "remaining_ms": 0}
+    await tab.open()
+    await tab.line()
+    await expect(tab.at("#estimate-text")).to_have_text("Not now: out of credits.")
+
+
+async def test_a_server_without_an_estimate_shows_none(tab: Tab) -> None:
+    await tab.open()
+    await tab.line()
+    await expect(tab.at("#start")).to_be_visible()
+    await expect(tab.at("#estimate")).to_be_hidden()
+    await expect(tab.at("#past")).to_be_hidden()
+
+
+async def test_past_sessions_show_their_receipts(tab: Tab) -> None:
+    living = listed("chat-3", receipt=None)
+    tab.past = [living, listed("chat-2", limit="credits"), listed("chat-1")]
+    tab.recorded = [{"minute": 0, "seconds": 60, "credits": "0"}]
+    await tab.open()
+    await tab.line()
+    rows = tab.at("#past-list button")
+    more = tab.page.get_by_role("button", name="Show more")
+    await expect(rows).to_have_count(0)  # the session of the first page lives
+    await more.click()
+    await expect(rows).to_have_text([re.compile("Chat.*11:06 . 3:30.*2.5 credits")])
+    await more.click()
+    await expect(rows).to_have_count(2)
+    await expect(more).to_be_hidden()
+    await rows.first.press("Enter")
+    await expect(tab.at("#receipt")).to_contain_text("Chat, out of credits")
+    await expect(tab.at("#receipt")).to_contain_text("Minute 1, 60 s")
+    await tab.page.get_by_role("button", name="Start another").click()
+    await expect(tab.at("#start")).to_be_visible()
+
+
+async def test_the_month_is_beside_the_ride(tab: Tab) -> None:
+    line = await tab.ride()
+    await expect(tab.at("taximeter-usage:visible")).to_have_count(0)
+    await line.send(**USAGE)
+    await expect(tab.at("taximeter-usage:visible")).to_contain_text("2 hrs of 10 hrs")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+async def test_axe_finds_no_violation_of_the_page(tab: Tab, scheme: Any) -> None:
+    run_tool("esbuild", "--version")  # the tools are installed, or this test is skipped
+    await tab.page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
+    axe = (PACKAGE / "node_modules/axe-core/axe.min.js").read_text()
+    check = """async () => (await axe.run(document, { resultTypes: ['violations'] })).violations
+      .map(({ id, nodes }) => `${id}: ${nodes.map(({ html }) => html)}`)"""
+    tab.estimate, tab.past = ESTIMATE, [listed("chat-1")]
+    await tab.open()
+    await tab.page.clock.resume()
+    line = await tab.line()
+    await expect(tab.at("#past")).to_be_visible()
+    await tab.page.evaluate(axe)
+    assert await tab.page.evaluate(check) == []
+    await tab.page.get_by_role("button", name="Start the meter").click()
+    tab.session_id = (await line.join())["session_id"]
+    await line.send(**USAGE)
+    await tab.send(line, warning(1))
+    await expect(tab.toast).to_be_visible()
+    assert await tab.page.evaluate(check) == []
+    await tab.reach_limit(line)
+    await expect(tab.at("#notices [part~=limit]")).to_be_visible()
+    assert await tab.page.evaluate(check) == []
