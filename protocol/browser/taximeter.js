@@ -82,6 +82,7 @@ export class Taximeter extends Store {
   #usage = null; // the last `usage` message
   #isBlocked = false; // whether the next attempt goes without a WebSocket
   #away = null; // measures the time since the server was heard last, once the line is lost
+  #joining = null; // the line on which all sessions are being joined
   #lastToken;
   #refusal = null; // the server's error for our token on this line
   #epoch = 0; // number of the current connection: a late token of an older one is dropped
@@ -428,6 +429,7 @@ export class Taximeter extends Store {
   async #joinAll(isNew) {
     const [line, away] = [this.#line, this.#away];
     this.#away = null;
+    this.#joining = line;
     const awayMs = away && Math.round(away());
     const sessions = [...this.#sessions.values()].sort((a, b) => b.stopWanted - a.stopWanted);
     const joins = sessions.map(async (session) => {
@@ -439,6 +441,7 @@ export class Taximeter extends Store {
       return missed;
     });
     const missed = (await Promise.all(joins)).flat();
+    if (line === this.#joining) this.#joining = null;
     if (line !== this.#line) return;
     this.#letGo();
     if (away) this._emit('resumed', { away_ms: awayMs, missed });
@@ -580,7 +583,7 @@ export class Taximeter extends Store {
     // back/forward cache has lost its line.
     const isStale = silentMs > 2 * this.welcome?.ping_ms && this.#sessions.size;
     if (this.state === 'live' && (persisted || isStale)) this.#move();
-    else if (silentMs >= PROBE_AFTER_MS) {
+    else if (silentMs >= PROBE_AFTER_MS && this.#joining !== this.#line) {
       this.#line.probe();
       this.#away = this.#line.silence;
       this.#joinAll();

@@ -188,6 +188,19 @@ async def test_a_page_back_from_a_short_sleep_asks_for_its_figures(client: Clien
     assert not client.server.has_new_line()
 
 
+async def test_several_signs_of_one_return_are_one_request(client: ClientPage) -> None:
+    """A frozen page hears ``resume``, ``pageshow`` and ``visibilitychange``."""
+    line = await client.live()
+    await client.advance(5_000)
+    for event in ("() => document.dispatchEvent(new Event('resume'))", VISIBLE):
+        await client.run(event)
+    await line.receive("ping")
+    await line.join()
+    await client.take("session")
+    await client.run("() => { settled(session.pause()); }")
+    await line.receive("pause")
+
+
 async def test_a_clock_that_stood_still_does_not_hide_the_sleep(client: ClientPage) -> None:
     """In some browsers ``performance.now()`` stands still while the machine sleeps."""
     await client.live()
