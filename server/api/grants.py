@@ -20,7 +20,13 @@ from server.api.accounts import reader_of, view_account, view_as_due
 from server.api.billing import AccountId, EntryId, Priority, Reason
 from server.credits.credit_grants import PRIORITY_DEFAULT
 from server.credits.outcomes import BalanceTooHighError
-from server.http.idempotency import IdempotentRequest, idempotent_of, once
+from server.http.idempotency import (
+    IdempotentRequest,
+    claim_under_way,
+    idempotent_of,
+    once,
+    under_way,
+)
 from server.http.openapi import IDEMPOTENCY_KEY, ORG, USER, Operation, described
 from server.http.problems import Problem
 from server.http.requests import (
@@ -229,12 +235,13 @@ async def _grant(
     if made is None:
         await _check_new(process, entry, expires_at)
     try:
-        await process.ledger.enter(entry, wanted.priority, expires_at)
+        await process.ledger.enter(entry, wanted.priority, expires_at, claim_under_way())
     except BalanceTooHighError as error:
         raise _too_high(error) from None
     # The ledger decides: it remembers keys longer than the cache of answers does.
     made = made or await process.records.entry(*account, entry.entry_id)
-    assert made is not None
+    if made is None:
+        raise under_way()  # another attempt has the key, and may have refused the grant
     package = _package_of(made.metadata)
     same = (package, made.priority) == (wanted.package, wanted.priority)
     if package is None:

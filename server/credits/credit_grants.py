@@ -31,6 +31,7 @@ from storage.postgres.records import Records, RejectedError, UnavailableError
 from storage.redis.live import Live, LiveError
 from storage.redis.spending import AccountName
 from storage.rows.accounts import BeforeOperation, GrantRow, InboxEntry
+from storage.rows.idempotency import KeyClaim
 
 log = structlog.get_logger()
 
@@ -64,11 +65,15 @@ class Grants(LedgerClient):
         self._allotments: dict[AccountName, AllotmentState] = {}
 
     async def enter(
-        self, entry: EntryPosted, priority: int = 0, expires_at: int | None = None
+        self,
+        entry: EntryPosted,
+        priority: int = 0,
+        expires_at: int | None = None,
+        claim: KeyClaim | None = None,
     ) -> bool:
         """Writes an entry and applies it.
 
-        False: the same entry was there already.
+        False: the same entry was there already, or the ``claim`` of its request is over.
 
         Raises ``ServiceError`` if Postgres does not answer, and ``BalanceTooHighError`` for an
         entry that would raise the account above the highest balance. If a failure follows the
@@ -76,7 +81,7 @@ class Grants(LedgerClient):
         """
         name = (entry.tenant, entry.account_id, entry.entry_id)
         try:
-            new = await self.records.post_entry(entry, priority, expires_at)
+            new = await self.records.post_entry(entry, priority, expires_at, claim)
             micros = entry.amount_micros if new else await self.records.inbox_micros(*name)
         except (UnavailableError, RejectedError) as error:
             raise _unwritten(error) from error

@@ -23,6 +23,7 @@ import asyncio
 import contextlib
 import hashlib
 from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
 from typing import Any
 
 import msgspec
@@ -41,7 +42,7 @@ from server.http.responses import json_response
 from server.runtime.clock import Clock
 from storage.postgres.records import Records, RejectedError, UnavailableError
 from storage.redis.timed_scripts import work_until
-from storage.rows.idempotency import Mismatch, StoredAnswer, UnderWay
+from storage.rows.idempotency import KeyClaim, Mismatch, StoredAnswer, UnderWay
 
 KEY_HEADER = "Idempotency-Key"
 REPLAYED_HEADER = "Idempotent-Replayed"
@@ -57,6 +58,8 @@ CREDITS_FIELDS = frozenset({"amount", "credits", "credits_per_minute"})
 
 log = structlog.get_logger()
 
+_CLAIM: ContextVar[KeyClaim | None] = ContextVar("claim", default=None)
+"""The claim of the request whose work the task does."""
 Work = Callable[[], Awaitable[Response]]
 """Does the request's work and returns the answer, or raises the error to answer."""
 
@@ -133,7 +136,8 @@ async def once(records: Records, idempotent: IdempotentRequest, work: Work) -> R
                 422, "idempotency_mismatch", f"{KEY_HEADER}: was used for another request"
             )
         case UnderWay():
-            raise _under_way()
+            raise under_way()
+    token = _CLAIM.set(KeyClaim(idempotent.scope, idempotent.key, known.began_at))
     try:
         with work_until(ends_at):
             response = await _answer(work, ends_at)
@@ -144,13 +148,21 @@ async def once(records: Records, idempotent: IdempotentRequest, work: Work) -> R
         with contextlib.suppress(UnavailableError):
             await records.release_idempotent(*arguments, known)
         raise
+    finally:
+        _CLAIM.reset(token)
     if not kept:
         # Another attempt took the key over, and its answer counts, because the two may differ.
-        raise _under_way()
+        raise under_way()
     return response
 
 
-def _under_way() -> Problem:
+def claim_under_way() -> KeyClaim | None:
+    """This task's claim on its request's key; None: no key."""
+    return _CLAIM.get()
+
+
+def under_way() -> Problem:
+    """The answer while another attempt has the key."""
     return Problem(
         409,
         "idempotency_under_way",

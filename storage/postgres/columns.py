@@ -14,6 +14,7 @@ from protocol.metering.records import (
     Record,
     SessionEnded,
 )
+from storage.rows.idempotency import KeyClaim
 from storage.rows.months import AdjustmentRow
 from storage.rows.sessions import SessionMinute, SessionPrepared
 
@@ -184,12 +185,15 @@ def correction_row(
     )  # fmt: skip
 
 
-def money_in_row(entry: EntryPosted, priority: int, expires_at: int | None) -> tuple[Any, ...]:
+def money_in_row(
+    entry: EntryPosted, priority: int, expires_at: int | None, claim: KeyClaim | None
+) -> tuple[Any, ...]:
     """Returns a row for ``post_entry.sql``."""
+    claimed = (None, None, None) if claim is None else (claim.scope, claim.key, claim.began_at)
     return (
         entry.tenant, entry.account_id, entry.entry_id, entry.entry_kind, entry.amount_micros,
         entry.at, text_value(entry.reason), text_value(entry.operation),
-        json_value(entry.metadata), priority, expires_at,
+        json_value(entry.metadata), priority, expires_at, *claimed,
     )  # fmt: skip
 
 

@@ -25,6 +25,7 @@ from storage.rows.accounts import (
     WaitingEntry,
 )
 from storage.rows.findings import AccountAudited, AuditFinding
+from storage.rows.idempotency import KeyClaim
 from storage.rows.months import AdjustmentRow
 
 MONEY_IN_KINDS = frozenset({"grant", "adjust", "expire"})
@@ -53,9 +54,15 @@ class Ledgers(Database):
         return await self._one("load_account", AccountRecord, tenant, account_id, ended_after)
 
     async def post_entry(
-        self, entry: EntryPosted, priority: int = 0, expires_at: int | None = None
+        self,
+        entry: EntryPosted,
+        priority: int = 0,
+        expires_at: int | None = None,
+        claim: KeyClaim | None = None,
     ) -> bool:
         """Writes money in: the entries of ledger and inbox, in one transaction.
+
+        With a ``claim`` that is over, nothing is written: the key was answered meanwhile.
 
         Returns whether the entry was new. If it was not, the process that wrote it may have died
         before it applied the entry to Redis: ask ``inbox_micros``. After applying it, call
@@ -64,7 +71,7 @@ class Ledgers(Database):
         """
         if entry.entry_kind not in MONEY_IN_KINDS:
             raise ValueError(f"{entry.entry_kind} is decided in Redis and comes by the outbox")
-        arguments = columns.money_in_row(entry, priority, expires_at)
+        arguments = columns.money_in_row(entry, priority, expires_at, claim)
         return await self._value("post_entry", *arguments, again=False) is not None
 
     async def post_allotment(

@@ -12,6 +12,14 @@ class Fresh(msgspec.Struct, frozen=True):
     """Identifies the holder of the key: a takeover sets a new instant."""
 
 
+class KeyClaim(msgspec.Struct, frozen=True):
+    """The right to do the work of an idempotency key."""
+
+    scope: str
+    key: str
+    began_at: datetime
+
+
 class UnderWay(msgspec.Struct, frozen=True):
     """Another request has the key, or died less than a minute ago."""
 

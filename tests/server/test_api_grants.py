@@ -162,6 +162,52 @@ async def test_no_account_grows_beyond_what_is_counted_exactly(server: TestServe
     assert await balance(server) == "1000000000"
 
 
+async def test_refused_grant_is_not_written_late(
+    server: TestServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first statement comes after the second request's refusal."""
+    late: list[Any] = []
+    records = server.process.records
+
+    async def lost(*arguments: Any) -> bool:
+        late.append(arguments)
+        raise UnavailableError("no answer")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(records, "post_entry", lost)
+        assert_problem(await grant(server, "1", "k1"), 503, "unavailable")
+    assert (await grant(server, "1000000000", "k2")).status_code == 201
+    assert_problem(await grant(server, "1", "k1"), 422, "balance_too_high")
+    spent = {"amount": "10"}
+    headers = {"Idempotency-Key": "k3"}
+    path = "/v1/accounts/ann/spend"
+    assert (await ask(server, "POST", path, headers=headers, json=spent)).status_code == 201
+    (arguments,) = late
+    assert not await records.post_entry(*arguments)
+    assert await balance(server) == "999999990"
+    assert_problem(await grant(server, "1", "k1"), 422, "balance_too_high")
+
+
+async def test_grant_whose_key_was_taken_over_is_under_way(
+    server: TestServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The attempt that holds the key now decides."""
+    records = server.process.records
+    real = records.post_entry
+
+    async def late(*arguments: Any) -> bool:
+        claim = arguments[-1]
+        key = ("user:ann", claim.scope, claim.key)
+        digest = "SELECT fingerprint FROM idempotency_keys WHERE key = $1"
+        fingerprint = await records._run(lambda one: one.fetchval(digest, claim.key))
+        await records.begin_idempotent(*key, fingerprint, takeover_ms=0)
+        return await real(*arguments)
+
+    monkeypatch.setattr(records, "post_entry", late)
+    assert_problem(await grant(server, "1", "k1"), 409, "idempotency_under_way")
+    assert await ledger(server) == []
+
+
 @pytest.mark.usefixtures("patience")
 async def test_twenty_at_once_under_one_key_make_one_entry(server: TestServer) -> None:
     responses = await asyncio.gather(*(grant(server, "1", "k1") for _ in range(20)))

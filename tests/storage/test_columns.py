@@ -127,5 +127,7 @@ def test_a_document_has_no_character_that_postgres_cannot_keep(document: Any) ->
 def test_free_text_loses_only_that_character() -> None:
     assert columns.text_value("a\0b") == "a\ufffdb"
     assert columns.text_value(None) is None
-    row = columns.money_in_row(EntryPosted("t", "a", "e", "grant", 1, 2, reason="x\0"), 3, None)
+    row = columns.money_in_row(
+        EntryPosted("t", "a", "e", "grant", 1, 2, reason="x\0"), 3, None, None
+    )
     assert "x\ufffd" in row

@@ -10,6 +10,7 @@ import pytest
 from protocol.metering.records import MinuteUsed, Record
 from storage.postgres import columns
 from storage.postgres.records import SQL, Records, UnavailableError
+from storage.rows.idempotency import Fresh, KeyClaim
 from tests.storage.examples import START, TENANT, entry, minute, started
 
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
@@ -74,6 +75,27 @@ async def test_a_killed_backend_is_an_error_instead_of_an_answer(
     with pytest.raises(UnavailableError):
         await posting
     assert await records.post_entry(entry())
+
+
+async def test_answer_of_key_waits_for_money_in_under_way(
+    records: Records, connection: Connection
+) -> None:
+    """No refusal can be stored before the entry is."""
+    fresh = await records.begin_idempotent(TENANT, "grants/key", "k", "print")
+    assert isinstance(fresh, Fresh)
+    claim = KeyClaim("grants/key", "k", fresh.began_at)
+    transaction = connection.transaction()
+    await transaction.start()
+    await connection.execute("SELECT lock_accounts(ARRAY[$1], ARRAY['ann'])", TENANT)
+    posting = asyncio.create_task(records.post_entry(entry(), claim=claim))
+    await blocked(connection, 1)
+    asked = (TENANT, "grants/key", "k")
+    releasing = asyncio.create_task(records.release_idempotent(*asked, fresh))
+    await blocked(connection, 2)
+    await transaction.rollback()
+    assert await posting
+    await releasing
+    assert await records.entry(TENANT, "ann", "g1") is not None
 
 
 async def test_connections_to_a_demoted_primary_are_given_up(fresh_database: str) -> None:

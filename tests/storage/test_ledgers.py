@@ -9,6 +9,7 @@ import pytest
 from protocol import limits
 from storage.postgres.ledgers import BALANCE_CHECK
 from storage.postgres.records import Records, RejectedError
+from storage.rows.idempotency import Fresh, KeyClaim
 from storage.rows.sessions import RecordedSession
 from tests.storage.examples import START, TENANT, batch_of, ended, entry, minute, started
 from tests.storage.test_database import blocked
@@ -109,6 +110,40 @@ async def test_money_in_comes_once(records: Records) -> None:
     assert not await records.post_entry(entry())
     assert await records.inbox(10) == ()
     assert (await records.load_account(TENANT, "ann")).balance_micros == 10_000_000
+
+
+async def claimed(records: Records) -> tuple[Fresh, KeyClaim]:
+    """Begins the work of a key."""
+    fresh = await records.begin_idempotent(TENANT, "grants/key", "k", "print")
+    assert isinstance(fresh, Fresh)
+    return fresh, KeyClaim("grants/key", "k", fresh.began_at)
+
+
+async def test_claim_lets_money_in_once(records: Records) -> None:
+    _, claim = await claimed(records)
+    assert await records.post_entry(entry(), claim=claim)
+    assert not await records.post_entry(entry(), claim=claim)
+
+
+@pytest.mark.parametrize("how", ["refused", "released", "taken over", "pruned"])
+async def test_late_money_in_of_ended_claim_is_not_written(records: Records, how: str) -> None:
+    """The first attempt's statement reaches Postgres after another attempt was answered."""
+    fresh, late = await claimed(records)
+    asked = (TENANT, "grants/key", "k")
+    if how == "refused":
+        assert await records.finish_idempotent(*asked, fresh, 422, b"{}")
+    elif how == "released":
+        await records.release_idempotent(*asked, fresh)
+        fresh, claim = await claimed(records)
+        assert claim != late
+    elif how == "taken over":
+        taken = await records.begin_idempotent(*asked, "print", takeover_ms=0)
+        assert isinstance(taken, Fresh)
+    else:
+        await records.release_idempotent(*asked, fresh)
+    assert not await records.post_entry(entry(), claim=late)
+    assert (await records.load_account(TENANT, "ann")).balance_micros == 0
+    assert await records.inbox(10) == ()
 
 
 async def test_the_inbox_is_read_oldest_first_and_emptied_one_by_one(records: Records) -> None:
