@@ -1,5 +1,7 @@
 """Found in simulated worlds (see ``traces``): holds."""
 
+from typing import Any
+
 import pytest
 
 from tests.simulation.actions import Action
@@ -116,6 +118,40 @@ def test_operations_of_others_before_lost_answer_are_allowed(
         act("postgres_away", ms=60_000),
         sketch("e2", often=2),
         sketch("e3"),
+    )
+
+
+def operation(kind: str, entry: str, micros: int = 250_000, **more: Any) -> Action:
+    """Ann spends on an operation, holds its cost, or ends a hold."""
+    return act("transfer", node=NODE, kind=kind, user="ann9", entry=entry, micros=micros, **more)
+
+
+def test_refused_spend_is_judged_by_what_was_done_before_it(lab: Laboratory) -> None:
+    """At the end, requests without an answer are repeated in turn.
+
+    A refusal for want of credits came before spends that had no monthly limit, and was judged with
+    their number (full 53213).
+    """
+    run(
+        lab,
+        pay("ann9", 5_000_000),
+        act("redis_away", ms=60_000),
+        operation("spend", "e1", 8_000_000, often=1),
+        operation("spend", "e2"),
+        operation("spend", "e3"),
+    )
+
+
+def test_hold_at_limit_is_judged_by_what_was_open_before_it(lab: Laboratory) -> None:
+    """At the end a hold is refused, then another one is voided."""
+    run(
+        lab,
+        pay("ann9", 5_000_000),
+        operation("hold", "hold:h1", hold="h1", ttl_ms=600_000),
+        act("answered", entry="hold:h1", state="done"),
+        act("redis_away", ms=60_000),
+        operation("hold", "hold:h2", hold="h2", ttl_ms=600_000, often=1),
+        operation("void", "v1", hold="h1"),
     )
 
 
