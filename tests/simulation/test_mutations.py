@@ -54,7 +54,7 @@ MUTATIONS = {
     ),
     "the last grant does not say so": Mutation(
         "commit",
-        "final = chosen.final or lacking(chosen.more, chosen.more_minutes) or ''",
+        "final = chosen.final or (not waits and lacking(chosen.more, chosen.more_minutes)) or ''",
         "final = chosen.final or ''",
     ),
     "whoever leaves ends it for others": Mutation(
