@@ -205,9 +205,9 @@ export class TaximeterElement extends Base {
     this.#wasLive = isLive;
     const isStale = hasFigures && !isLive;
     this.toggleAttribute('data-stale', isStale);
-    this.#note.hidden = !isStale || this.#asOf === null;
-    const time = formatTime(this.locale, this.#asOf);
-    put(this.#note, this.#note.hidden ? '' : fill(words.asOf, { time }));
+    this.#note.hidden = !isStale || !this.#asOf;
+    if (this.#note.hidden) return;
+    put(this.#note, fill(words.asOf, { time: formatTime(this.locale, this.#asOf) }));
   }
 }
 

@@ -34,6 +34,8 @@ const TOASTS_MOST = 4;
 const OVER = ['off', 'stopping', 'ended'];
 /** Decimals of credits that are drawn as large as the whole. */
 const DECIMALS = 2;
+/** Credits have micros. */
+const DIGITS_MOST = 6;
 
 const NONE = '–';
 const ONE_DECIMAL = { minimumFractionDigits: 1 };
@@ -100,7 +102,8 @@ export class TaximeterCredits extends TaximeterElement {
     // After its end a session has old figures, but those of another user's account are not ours.
     const isOurs = status === 'ended' && receipt?.user_id === account.user_id;
     const credits = (isOurs ? null : shown?.now()?.credits) ?? account.credits;
-    const digits = Number(this.getAttribute('digits') ?? DECIMALS);
+    const wanted = Math.abs(this.getAttribute('digits') ?? DECIMALS);
+    const digits = Math.min(DIGITS_MOST, wanted || 0);
     const options = { minimumFractionDigits: digits, maximumFractionDigits: digits };
     // Credits are shown rounded down: a page never shows more than there is.
     const whole = Math.floor((credits ?? 0) * 10 ** digits + 1e-6) / 10 ** digits;
@@ -191,7 +194,7 @@ export class TaximeterNotices extends TaximeterElement {
     [part=title], [part=seconds] { font-weight: 650 }
     [part=actions] { display: flex; flex-wrap: wrap; gap: .6em }
     [part=upgrade] { color: inherit }
-    [part=dismiss] { font: inherit; color: inherit; background: none; border: 0; cursor: pointer;
+    [part=dismiss] { font: inherit; color: inherit; background: none; border: 0;
       min-inline-size: 1.5rem; min-block-size: 1.5rem }
     :focus-visible { outline: 3px solid; outline-offset: 2px }`;
   #toasts;
@@ -229,7 +232,7 @@ export class TaximeterNotices extends TaximeterElement {
     this.#bar = part('div', 'bar');
     this.#track = part('div', 'track', { 'aria-hidden': true }, this.#bar);
     this.#upgrade = part('a', 'upgrade');
-    const slot = part('slot', 'extra', { name: 'actions' });
+    const slot = part('slot', '', { name: 'actions' });
     this.#limit = part(
       'div',
       'limit over',

@@ -8,7 +8,7 @@ from playwright.async_api import expect
 
 from tests.browser.element_fixtures import usage
 from tests.browser.fixtures import Tab, chromium, context, mock_server, tab
-from tests.browser.mock_server import Message, receipt, warning
+from tests.browser.mock_server import Message, receipt, tick, warning
 from tests.browser.node import PACKAGE, run_tool
 
 __all__ = ["chromium", "context", "mock_server", "tab"]
@@ -92,6 +92,20 @@ async def test_the_month_is_beside_the_ride(tab: Tab) -> None:
     await expect(tab.at("taximeter-usage:visible")).to_have_count(0)
     await line.send(**USAGE)
     await expect(tab.at("taximeter-usage:visible")).to_contain_text("2 hrs of 10 hrs")
+
+
+async def test_a_ride_asks_for_nothing(tab: Tab) -> None:
+    """For two minutes: what is shown comes over the socket."""
+    line = await tab.ride()
+    await line.send(**USAGE)
+    await expect(tab.at("taximeter-usage:visible")).to_contain_text("2 hrs of 10 hrs")
+    asked: list[str] = []
+    tab.page.on("request", lambda request: asked.append(request.url))
+    for second in range(1, 121):
+        await tab.send(line, tick(second * 1_000))
+        await tab.page.clock.run_for(1_000)
+    await expect(tab.at("[part=time]")).to_have_text("2:00")
+    assert asked == []
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -1,6 +1,7 @@
 """Tests the words, languages and looks of the elements, and their manifest."""
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -16,8 +17,9 @@ from tests.browser.element_fixtures import (
     usage,
 )
 from tests.browser.fixtures import chromium, mock_server
-from tests.browser.mock_server import MockServer, warning
+from tests.browser.mock_server import MockServer, snapshot, warning
 from tests.browser.node import PACKAGE, run_module, run_tool
+from tests.test_docs import ROOT, section
 
 __all__ = ["chromium", "elements", "mock_server"]
 
@@ -184,3 +186,25 @@ def test_only_elements_have_side_effects() -> None:
     package = json.loads((PACKAGE / "package.json").read_text())
     assert package["sideEffects"] == ["./elements.js"]
     assert package["customElements"] == "custom-elements.json"
+
+
+async def test_the_five_lines_of_the_guide_are_an_app(elements: ElementsPage) -> None:
+    """Its module runs as a script: the policy forbids inline modules."""
+    guide = section(ROOT / "docs" / "in-your-app.md", "Elements")
+    html = guide.partition("```html\n")[2].partition("```")[0]
+    module, _, body = html.partition("</script>")
+    script = re.sub(
+        r"import (.*) from '(.*)';",
+        r"const \1 = await import('\2');",
+        module.partition(">")[2],
+    )
+    await elements.run(f"async () => {{ const fetchToken = () => 'token-1'; {script} }}")
+    await elements.put(body)
+    line = await elements.server.line()
+    await line.welcome()
+    start = await line.receive("start")
+    given = {**snapshot(elapsed_ms=5_000), "session_id": start["session_id"]}
+    await line.answer(start, **given)
+    await expect(elements.part("time")).to_have_text(re.compile("^0:0[5-9]$"))
+    await line.send(**{**warning(1), "session_id": start["session_id"]})
+    await expect(elements.part("toast-text")).to_have_text("Your credits run out in 1:00.")

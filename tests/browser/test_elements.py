@@ -3,6 +3,7 @@
 import re
 from datetime import UTC, datetime
 
+import pytest
 from playwright.async_api import expect
 
 from tests.browser.element_fixtures import (
@@ -234,6 +235,18 @@ async def test_credits_are_rounded_down(elements: ElementsPage) -> None:
     await expect(elements.part("amount")).to_have_text(["1.00", "1.0000"])
     await elements.run("() => main.querySelector('taximeter-credits').setAttribute('digits', '0')")
     await expect(elements.at("taximeter-credits").first).to_have_text("1 credit")
+
+
+@pytest.mark.parametrize(
+    ("digits", "shown"), [("none", "3"), ("-1", "3.1"), ("99", "3.141592"), ("", "3")]
+)
+async def test_a_strange_number_of_digits_breaks_nothing(
+    elements: ElementsPage, digits: str, shown: str
+) -> None:
+    html = f'<taximeter-credits digits="{digits}"></taximeter-credits>{CLOCK}'
+    await elements.begin(html, elapsed_ms=5_000, credits="3.141592")
+    await expect(elements.part("amount")).to_have_text(shown)
+    await expect(elements.part("time")).to_have_text("0:05")
 
 
 async def test_credits_after_the_end_are_those_of_the_account(elements: ElementsPage) -> None:
