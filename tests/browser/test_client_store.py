@@ -1,7 +1,6 @@
 """The client offers frameworks holders, views and the change of user."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +14,6 @@ from tests.browser.mock_server import (
     tick,
     warning,
 )
-from tests.browser.node import run_module
 
 __all__ = ["chromium", "client", "mock_server"]
 
@@ -338,19 +336,6 @@ async def test_nothing_of_the_old_user_is_heard_after_a_switch(client: ClientPag
     assert (await client.take("error"))["message"] == "Marker."
 
 
-def test_two_users_after_one_another_over_every_interleaving() -> None:
-    """Nothing of the first is heard, also inside of a listener."""
-    path = Path(__file__).with_name("pages") / "interleavings.js"
-    told = run_module(
-        f"""
-        const {{ Taximeter }} = await import(CORE);
-        const {{ explore }} = await import({json.dumps(path.as_uri())});
-        console.log(await explore(Taximeter));
-        """
-    )
-    assert int(told) > 10_000
-
-
 async def test_a_listener_may_switch_in_the_middle_of_a_message(client: ClientPage) -> None:
     line = await client.live()
     line.cut()
@@ -402,37 +387,3 @@ async def test_a_token_function_may_say_that_the_login_is_over(
     assert (await client.take("error"))["code"] == "unauthenticated"
     assert (await client.take_state("offline"))["error"]["code"] == "unauthenticated"
     assert await client.run("() => clock.timers.size") == 0
-
-
-# Where there is no page
-
-
-def test_a_meter_without_a_page_opens_and_arms_nothing() -> None:
-    """A meter in Node throws nothing, and keeps no process alive.
-
-    So it can serve in a server render.
-    """
-    told = run_module(
-        """
-        const { Taximeter } = await import(CORE);
-        await new Promise(setImmediate); // the file is closed
-        const before = process.getActiveResourcesInfo().length;
-        const meter = new Taximeter({ token: 'token-1' });
-        const found = meter.find('session-1') ?? null;
-        console.log(JSON.stringify([
-          meter.getSnapshot().connection, meter.getServerSnapshot().connection, found,
-          process.getActiveResourcesInfo().length - before]));
-        """
-    )
-    assert json.loads(told) == ["idle", "idle", None, 0]
-
-
-async def test_a_worker_can_import_and_construct(client: ClientPage) -> None:
-    state = await client.run(
-        """() => new Promise((resolve, reject) => {
-          const worker = new Worker('/tests/worker.js', { type: 'module' });
-          worker.onmessage = ({ data }) => resolve(data);
-          worker.onerror = (event) => reject(new Error(event.message));
-        })"""
-    )
-    assert state == "idle"
