@@ -630,6 +630,9 @@ class Meter(MeterState):
         if session.standing.phase is Phase.ENDED:
             self._effects.append(LeaveSession())
             return
+        if self._limiting:
+            stops = self.notices.repeat_stop(session.standing)
+            self._effects.extend(Push(notice) for notice in stops)
         if is_known and self._visible_state(now_ms) != visible_state:
             self._show()
         if self._is_unproven and not is_probed:

@@ -14,6 +14,7 @@ from protocol import limits
 from protocol.metering import limit_positions
 from protocol.metering.effects import Push
 from protocol.metering.session import SessionState, Standing
+from protocol.metering.states import Phase
 from protocol.wire import messages
 from protocol.wire.codec import encode
 
@@ -29,6 +30,8 @@ class Notices:
         """The lowest threshold with a warning, by limit."""
         self.unrecorded: list[bytes] = []
         """Notices sent here that no accepted step has recorded yet."""
+        self._stop: bytes | None = None
+        """A stop announced here whose number another notice has."""
         self.recent: tuple[bytes, ...] = ()
         """The newest recorded notices that are known here, oldest first."""
         self.minutes = Minutes(standing.minutes_kept)
@@ -38,8 +41,9 @@ class Notices:
 
         A notice that was sent here under the same number, and is the same, is recorded with that. A
         notice that was sent here under a higher number stands. Two notices under one number differ
-        only if a change came in the same moment. Then the clients here keep what they heard.
-        Everything else is judged again from there, under numbers that are new everywhere.
+        only if a change came in the same moment, or Redis did not answer. Then the clients here
+        keep what they heard, and get the end of counting that holds. Everything else is judged
+        again from there, under numbers that are new everywhere.
         """
         # A failed Redis may have lost what is recorded: then the others recorded something else.
         known = (*self.recent, *self.unrecorded)
@@ -52,11 +56,14 @@ class Notices:
             if number in said and not said[number].is_same(_read(notice))
         ]
         news = [notice for number, notice in others.items() if number > self.seq]
+        self._stop = None
         if differing:
             self.seq = max(self.seq, standing.seq)
+            stops = [notice for notice in self.unrecorded if _read(notice).ends]
+            self._stop = stops[-1] if stops else None
             self.unrecorded.clear()
-            ends = [notice for notice in differing if _read(notice).ends]
-            return [*news, *(self._renumber(notice, standing) for notice in ends)]
+            end = _end(standing, others)
+            return [*news, self._renumber(end, standing)] if end in differing else news
         if standing.seq < self.seq:
             self.unrecorded = [
                 notice for notice in self.unrecorded if _read(notice).seq > standing.seq
@@ -68,11 +75,27 @@ class Notices:
         self.unrecorded.clear()
         return news
 
+    def repeat_stop(self, standing: Standing) -> list[bytes]:
+        """Returns the stop announced here whose number another notice has.
+
+        The stop gets a number that is new everywhere, under which the next step records it. The
+        caller knows that the stop holds: no other process extended the grant.
+        """
+        stop, self._stop = self._stop, None
+        return [] if stop is None else [self._renumber(stop, standing)]
+
     def _renumber(self, notice: bytes, standing: Standing) -> bytes:
-        """Renumbers a notice for clients that got another under its number."""
+        """Renumbers a notice for clients that got another under its number.
+
+        The next step records the notice. Otherwise another process would use the number again, and
+        the clients here would not get that notice.
+        """
         self.seq += 1
         message = decode_notice(notice, standing.elapsed_ms)
-        return encode(msgspec.structs.replace(message, seq=self.seq))
+        encoded = encode(msgspec.structs.replace(message, seq=self.seq))
+        if standing.phase is not Phase.ENDED:
+            self.unrecorded.append(encoded)
+        return encoded
 
     def recorded(self, count: int) -> None:
         """Marks the first ``count`` of the unrecorded notices as recorded."""
@@ -164,6 +187,8 @@ class _Head(msgspec.Struct):
     seq: int
     limit: str | None = None
     threshold_ms: int | None = None
+    elapsed_ms: int | None = None
+    stopped_at: int | None = None
 
     @property
     def ends(self) -> bool:
@@ -171,15 +196,29 @@ class _Head(msgspec.Struct):
         return self.type in ("limit_reached", "stopped")
 
     def is_same(self, other: "_Head") -> bool:
-        """Whether both announce the same; figures of the moment may differ."""
-        return (self.type, self.limit, self.threshold_ms) == (
-            other.type,
-            other.limit,
-            other.threshold_ms,
+        """Whether both announce the same.
+
+        Figures of the moment may differ, but not where counting stopped.
+        """
+        mine, theirs = (
+            (head.type, head.limit, head.threshold_ms, head.stopped_at) for head in (self, other)
         )
+        # A process of an earlier version announced no counted time.
+        known = {self.elapsed_ms, other.elapsed_ms} - {None}
+        return mine == theirs and len(known) < 2
 
 
 _read = msgspec.json.Decoder(_Head).decode
+
+
+def _end(standing: Standing, kept: dict[int, bytes]) -> bytes | None:
+    """The kept notice of the end that the standing shows.
+
+    None: counting goes on, or the notice is not kept.
+    """
+    kind = {Phase.STOPPING: "limit_reached", Phase.ENDED: "stopped"}.get(standing.phase)
+    numbers = [number for number, notice in kept.items() if _read(notice).type == kind]
+    return kept[max(numbers)] if numbers else None
 
 
 _NOTICE: msgspec.json.Decoder[messages.Notice] = msgspec.json.Decoder(messages.Notice)

@@ -22,6 +22,7 @@ from tests.protocol.examples import (
     standing_of,
     terms_of,
 )
+from tests.protocol.wire_examples import RECEIPT
 
 
 def notice(seq: int, kind: str = "limit_warning", **fields: Any) -> bytes:
@@ -97,6 +98,70 @@ def test_different_notices_under_one_number_are_told_apart_from_there() -> None:
     (told,) = said(effects)
     assert isinstance(told, messages.LimitReached)
     assert told.seq == 3
+
+
+def test_the_notice_after_an_end_with_a_new_number_is_sent() -> None:
+    bench = warned_bench()
+    reached = notice(2, "limit_reached", stopped_at=NOW, grace_ms=15_000)
+    stopping = bench.moved_to(
+        Grant(), seq=2, phase=Phase.STOPPING, limit="credits", grace_until=NOW + 15_000
+    )
+    bench.answer(session=stopping, notices=(reached,))
+    # The end is recorded under the number that clients here know.
+    assert [sequence_number(one) for one in bench.step.notices] == [3]
+    ended = bench.moved_to(Grant(), seq=3, phase=Phase.ENDED, limit="credits", reason="limit")
+    stopped = encode(messages.Stopped(session_id="chat-1", seq=3, reason="limit", receipt=RECEIPT))
+    bench.answer(session=ended, notices=(reached, stopped))
+    (told,) = [one for one in said(bench.effects) if isinstance(one, messages.Stopped)]
+    assert told.seq == 4
+
+
+def limited_bench() -> tuple[Bench, messages.LimitReached]:
+    """A session whose announced stop is not recorded, and the announcement."""
+    account = account_of(CREDIT)
+    account.lines["chat-1"] = burn_line_of(TERMS, 0, NOW, 0, running=True)
+    grant = Grant(granted_ms=60_000, held_micros=CREDIT, final="credits")
+    bench = Bench(session_of(terms_of(warn_at_ms=()), standing_of(free_over=True), grant), account)
+    (reached,) = said(bench.run(60_000))
+    assert isinstance(reached, messages.LimitReached)
+    assert reached.seq == 1
+    return bench, reached
+
+
+def test_a_stop_that_another_process_recorded_later_is_announced_again() -> None:
+    """Redis did not answer, and the other process knew of more credits."""
+    bench, reached = limited_bench()
+    later = msgspec.structs.replace(
+        reached, stopped_at=reached.stopped_at + 21_000, elapsed_ms=reached.elapsed_ms + 21_000
+    )
+    stopping = bench.moved_to(
+        Grant(), seq=1, phase=Phase.STOPPING, limit="credits", elapsed_ms=later.elapsed_ms
+    )
+    effects = bench.answer(session=stopping, notices=(encode(later),))
+    assert said(effects) == [msgspec.structs.replace(later, seq=2)]
+    assert [sequence_number(one) for one in bench.step.notices] == [2]
+
+
+def test_a_stop_that_holds_keeps_no_number_of_another_notice() -> None:
+    """The other process recorded a stop, and went on."""
+    bench, reached = limited_bench()
+    earlier = msgspec.structs.replace(
+        reached, stopped_at=reached.stopped_at - 500, elapsed_ms=reached.elapsed_ms - 500
+    )
+    effects = bench.answer(session=bench.moved_to(seq=1), notices=(encode(earlier),))
+    assert said(effects) == [msgspec.structs.replace(reached, seq=2)]
+    assert bench.step.standing.phase is Phase.STOPPING
+    assert [sequence_number(one) for one in bench.step.notices] == [2]
+
+
+def test_a_stop_under_the_number_of_another_notice_is_forgotten_with_a_longer_grant() -> None:
+    bench, reached = limited_bench()
+    earlier = msgspec.structs.replace(reached, stopped_at=reached.stopped_at - 500)
+    longer = Grant(granted_ms=90_000, held_micros=2 * CREDIT, final="credits")
+    effects = bench.answer(session=bench.moved_to(longer, seq=1), notices=(encode(earlier),))
+    assert said(effects) == []
+    assert bench.meter.notices.unrecorded == []
+    assert bench.meter.phase is Phase.ACTIVE
 
 
 def test_an_end_with_the_number_of_a_recorded_notice_is_sent() -> None:

@@ -10,12 +10,12 @@ from typing import Any
 import msgspec
 
 from protocol import limits
-from protocol.limits import NOTICES_KEPT_MAX, NOTICES_UNRECORDED_MAX
 from protocol.metering.session import Identity
 from protocol.metering.steps import Step
 from tests.simulation.auditor import Auditor
-from tests.simulation.clients import FOUND_OUT_MS, NEVER, SessionLog, SimulatedClient
+from tests.simulation.clients import FOUND_OUT_MS, NEVER, SessionLog
 from tests.simulation.state import MINUTE_MS, State, billed_ms, cost_micros, counted_ms, month
+from tests.simulation.told_notices import check_notices
 from tests.simulation.world import World
 
 Segments = list[tuple[int, int]]
@@ -70,7 +70,7 @@ def _check_session(auditor: Auditor, state: State, name: str, session: dict[str,
         check_receipt(ended, minutes)
         if not session_log.disturbed:
             _check_segments(ended, session_log, state.notices.get(name, []), world)
-    _check_notices(state, name, world)
+    check_notices(state, name, world)
 
 
 # --- Limits -----------------------------------------------------------------------------
@@ -304,119 +304,6 @@ def _resumed_after_doubt(from_at: int, session_log: SessionLog) -> bool:
 
 
 # --- Messages ---------------------------------------------------------------------------
-
-
-def _told(client: SimulatedClient, session_id: str) -> list[dict[str, Any]]:
-    """A client's notices of a session in order, missed ones too."""
-    told: list[dict[str, Any]] = []
-    for message in client.of_session.get(session_id, ()):
-        if message["type"] == "session":
-            # A client that asks again receives the same notices again.
-            heard = told[-1]["seq"] if told else 0
-            told.extend(missed for missed in message["missed"] if missed["seq"] > heard)
-        elif "seq" in message:
-            told.append(message)
-    return told
-
-
-def _heard(client: SimulatedClient, session_id: str) -> set[int]:
-    """The numbers of all notices that a client received.
-
-    Missed notices may arrive after notices that were sent while the join waited for a step."""
-    messages = client.of_session.get(session_id, [])
-    numbers = {one["seq"] for one in messages if "seq" in one and one["type"] != "session"}
-    return numbers | {notice["seq"] for one in messages for notice in one.get("missed", ())}
-
-
-def _plain(notice: dict[str, Any]) -> dict[str, Any]:
-    """A notice without the fields that differ between deliveries."""
-    changing = ("received_at", "id", "remaining_ms")
-    return {name: part for name, part in notice.items() if name not in changing}
-
-
-def _check_notices(state: State, name: str, world: World) -> None:
-    """Numbers of notices rise, and each means the same notice everywhere."""
-    session_id = name.rpartition("/")[2]
-    said: dict[int, dict[str, Any]] = {}
-    kept = state.notices.get(name, [])
-    numbers = [notice["seq"] for notice in kept]
-    for notice in kept:
-        said[notice["seq"]] = notice
-    standing = state.sessions[name]["standing"]
-    skipped = _skipped(numbers, standing["seq"])
-    for client in world.clients:
-        if session_id not in client.of_session and session_id not in client.joined_at:
-            continue  # the client has nothing to do with the session
-        told = _told(client, session_id)
-        for before, after in itertools.pairwise(told):
-            assert before["seq"] < after["seq"], (client.name, told)
-        for notice in told:
-            if notice["seq"] <= standing["seq"] and notice["seq"] not in skipped:
-                first = said.setdefault(notice["seq"], notice)
-                assert _plain(notice) == _plain(first), (client.name, notice, first)
-        takes_part = session_id in client.sessions and session_id in client.local_sessions
-        takes_part = takes_part or session_id in client.watched
-        if takes_part and not client.is_cut and client.node.is_alive and world.is_quiet:
-            since = client.last_seq[session_id]
-            if since is None:
-                since = _seen_at_joining(client, session_id)
-            if len(numbers) == NOTICES_KEPT_MAX:
-                since = max(since, numbers[0] - 1)  # older notices are not kept
-            expected = [number for number in numbers if number > since]
-            recorded = _heard(client, session_id) - skipped
-            heard = sorted(number for number in recorded if number > since)
-            assert heard == expected, (client.name, heard, expected, kept)
-    _check_warnings([said[number] for number in sorted(said)])
-
-
-def _skipped(numbers: list[int], last: int) -> set[int]:
-    """The numbers that stand for no notice in the record.
-
-    A process taken for dead may have used them, in multiples of ``NOTICES_UNRECORDED_MAX``."""
-    skipped: set[int] = set()
-    first = numbers[0] - 1 if len(numbers) == NOTICES_KEPT_MAX else 0
-    for before, after in itertools.pairwise([first, *numbers, last + 1]):
-        assert (after - before - 1) % NOTICES_UNRECORDED_MAX == 0, (numbers, last)
-        skipped.update(range(before + 1, after))
-    return skipped
-
-
-def _seen_at_joining(client: SimulatedClient, session_id: str) -> int:
-    """The last notice's number at a client's join, from the join's snapshot."""
-    for message in client.messages[client.joined_at[session_id] :]:
-        if message["type"] == "session" and message["session_id"] == session_id:
-            return int(message["seq"])
-        if message.get("session_id") == session_id and "seq" in message:
-            return int(message["seq"]) - 1
-    return 0
-
-
-def _check_warnings(notices: list[dict[str, Any]]) -> None:
-    """One warning for each crossing of a threshold, and one stop."""
-    warned: dict[str, int] = {}
-    stopped = False
-    for notice in notices:
-        limit = str(notice.get("limit"))
-        match notice["type"]:
-            case "limit_warning":
-                assert notice["remaining_ms"] <= notice["threshold_ms"], notices
-                assert notice["threshold_ms"] < warned.get(limit, 2**53), notices
-                warned[limit] = notice["threshold_ms"]
-            case "limit_cleared":
-                cleared_ms = notice["remaining_ms"]
-                assert limit in warned, notices
-                assert cleared_ms is None or cleared_ms > warned[limit], notices
-                del warned[limit]
-                for level_ms in (60_000, 300_000, 600_000):
-                    if cleared_ms is not None and cleared_ms <= level_ms:
-                        warned[limit] = level_ms
-                        break
-            case "limit_reached":
-                # Another limit was used up when the session went on, or this limit was warned of.
-                assert limit in warned or not notice["elapsed_ms"], notices
-            case "stopped":
-                assert not stopped, notices
-                stopped = True
 
 
 def _check_credits(auditor: Auditor, state: State) -> None:

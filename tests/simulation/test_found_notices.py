@@ -120,3 +120,28 @@ def test_stop_is_shown_to_clients_of_all_processes(lab: Laboratory) -> None:
         shown = [one for one in told if one["type"] == "session" and one["state"] == "stopping"]
         assert reached["elapsed_ms"] == 30_000
         assert [(one["elapsed_ms"], one["credits"]) for one in shown] == [(30_000, "0")]
+
+
+def test_second_stop_under_one_number_is_shown_to_all(lab: Laboratory) -> None:
+    """A process is cut off, and stops too early (seed 97236).
+
+    The other knows of more credits, stops later, and records that under the same number.
+    """
+    clients = run(
+        lab,
+        pay("cat9", 500_000),
+        act("serve", node="node.b"),
+        act("start", client="c-b", node="node.b", user="cat9", kind="second", session="s1"),
+        act("join", client="c-2", node=NODE, session="s1", last_seq=None),
+        wait(27),
+        act("cut_off", name="node.b", ms=9_000),
+        pay("cat9", 50_000, "more"),
+        wait(120),
+    )
+    for client in clients:
+        told = [one for one in client.messages if one["type"] in ("limit_reached", "stopped")]
+        assert [(one["seq"], one.get("elapsed_ms")) for one in told] == [
+            (2, 30_000 if client.name == "c-b" else 33_000),
+            (3, 33_000),
+            (4, None),
+        ]
