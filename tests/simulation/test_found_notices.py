@@ -145,3 +145,28 @@ def test_second_stop_under_one_number_is_shown_to_all(lab: Laboratory) -> None:
             (3, 33_000),
             (4, None),
         ]
+
+
+def test_stop_of_cut_off_process_is_withdrawn_after_top_up(lab: Laboratory) -> None:
+    """The other process announced the top-up under the stop's number.
+
+    The cut-off process announces the top-up to its clients under the next number.
+    """
+    clients = run(
+        lab,
+        pay("cat9", 500_000),
+        act("serve", node="node.b"),
+        act("start", client="c-b", node="node.b", user="cat9", kind="second", session="s1"),
+        act("join", client="c-2", node=NODE, session="s1", last_seq=None),
+        wait(29),
+        act("cut_off", name="node.b", ms=4_000),
+        pay("cat9", 2_000_000, "more"),
+        wait(30),
+    )
+    for client in clients:
+        told = [one for one in client.messages if one["type"].startswith("limit_")]
+        assert [(one["seq"], one["type"]) for one in told][-3:] == [
+            (2, "limit_reached" if client.name == "c-b" else "limit_cleared"),
+            (3, "limit_cleared"),
+            (4, "limit_warning"),
+        ]
