@@ -113,7 +113,7 @@ class Honest:
                 self.ticks += 1
                 self.longest_gap_s = max(self.longest_gap_s, now - last)
                 last = now
-            elif message["type"] not in ("minute", "free_time", "limit_warning"):
+            elif message["type"] not in ("minute", "free_time", "limit_warning", "usage"):
                 self.problems.append(f"{self.session_id} was told {message}")
 
     async def end(self) -> dict[str, Any]:

@@ -113,13 +113,17 @@ async def reaches(
 
 
 async def closed(client: SocketClient) -> tuple[int, list[str]]:
-    """The close code, and the types of what came before it."""
+    """The close code, and the types of earlier messages but ``usage``.
+
+    The member's month is pushed at any moment after ``auth``.
+    """
     types: list[str] = []
     while True:
         try:
             types.append((await client.receive())["type"])
         except ConnectionClosed as error:
-            return (error.rcvd.code if error.rcvd is not None else 1006), types
+            others = [name for name in types if name != "usage"]
+            return (error.rcvd.code if error.rcvd is not None else 1006), others
 
 
 def connection_of(server: TestServer, user_id: str = "ann") -> Connection:

@@ -32,6 +32,15 @@ def test_every_message_goes_its_way() -> None:
             assert operation["messages"] == [{"$ref": f"#/channels/socket/messages/{tag}"}]
             assert operation["summary"]
             assert ("reply" in operation) == (action == "receive")
+    for name in (
+        "send_stream_open",
+        "send_stream_ping",
+        "send_stream_close",
+        "receive_stream_pong",
+    ):
+        operation = operations.pop(name)
+        assert operation["channel"] == {"$ref": "#/channels/stream"}
+        assert operation["summary"]
     assert operations == {}
 
 

@@ -177,7 +177,7 @@ async def test_a_refresh_is_for_the_same_user(scene: BilledSession) -> None:
 async def test_a_refresh_with_a_bad_token_closes(scene: BilledSession) -> None:
     client = await scene.server.login()
     number = await client.send("refresh", token=sign("another-secret-of-at-least-32-bytes"))
-    answer = await client.receive()
+    answer = await client.until("error")
     assert (answer["code"], answer["id"]) == ("unauthenticated", number)
     assert await closed(client) == (4500, [])
     client = await scene.server.login()

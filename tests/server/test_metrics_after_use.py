@@ -9,7 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from websockets.exceptions import InvalidStatus
 
 from protocol import limits
-from server.runtime.metrics import Metrics
+from server.runtime.metrics import Metrics, OpenClosed
 from tests.fixtures.server import API_KEY, TestServer
 from tests.server.api import advance, ask
 from tests.server.peers import until
@@ -56,12 +56,15 @@ async def used(server: TestServer) -> None:
     await client.close()
     other = await server.login("ben")
     await other.ask("start", kind="chat", session_id="s2")
+    stream = await server.stream(server.token("eve"))
+    await stream.close()
+    await server.stream(server.token("dan"))
 
 
 async def test_every_documented_metric_is_in_a_scrape_after_use(server: TestServer) -> None:
     await used(server)
     async with asyncio.timeout(10):
-        await until(lambda: len(server.process.sockets.connections) == 1)  # ann's is gone
+        await until(lambda: len(server.process.sockets.connections) == 2)  # ann and eve are gone
     body = (await ask(server, "GET", "/metrics", API_KEY)).text
     found = {
         family.name + ("_total" if family.type == "counter" else ""): family
@@ -82,7 +85,14 @@ def test_every_metric_is_fed(kind: str) -> None:
     )
     names = re.findall(rf"self\.([a-z_]+) = self\._{kind}\(", source)
     assert names
+    # Sockets and streams are counted by one code.
+    of_carriers = re.findall(r"OpenClosed\(self\.(\w+), self\.(\w+), self\.(\w+)\)", source)
+    shared = {name for three in of_carriers for name in three}
+    for part in OpenClosed._fields:
+        assert re.search(rf"(of_carrier\[.*\]|opened)\.{part}\.", code), part
     for name in names:
+        if name in shared:
+            continue
         assert re.search(rf"metrics\.{name}\.(labels|inc|dec|set|observe|time)\(", code), name
 
 

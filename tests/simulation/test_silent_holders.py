@@ -138,7 +138,7 @@ async def month(
     withheld: Withheld = []
     if is_deaf:
         with monkeypatch.context() as patched:
-            patched.setattr(second.registry.tenants, "listener", lambda *_: None)
+            patched.setattr(second.registry.tenants, "listeners", [])
             await cluster.advance(2_000)
             await allow(cluster, limit, 4)
         return holder, other, withheld
