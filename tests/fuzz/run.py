@@ -38,8 +38,6 @@ CONNECTIONS_GROWN_MAX = (
     storage_limits.REDIS_CONNECTIONS_MAX + storage_limits.DATABASE_CONNECTIONS_MAX
 )
 """Connections to Redis and Postgres are opened on demand, and kept."""
-GROWN_MAX = {"descriptors": CONNECTIONS_GROWN_MAX, "tasks": 2}
-"""How much a count may grow. A flusher that reads has two tasks more than one that rests."""
 PROBLEMS_SHOWN = 20
 DESCRIPTORS = 400
 """Descriptors that the server may open, including Redis, Postgres and its own files."""
@@ -325,7 +323,7 @@ class Run:
 
 def most(name: str, number: int) -> int:
     """The largest allowed count after the attack, from the count before it."""
-    return number + GROWN_MAX.get(name, 0)
+    return number + CONNECTIONS_GROWN_MAX if name == "descriptors" else number
 
 
 async def _holds(condition: Callable[[], Awaitable[bool]], patience_s: float) -> bool:
