@@ -7,7 +7,7 @@ making it (``Step.rehearsed``). So an estimate is what a start at the same insta
 
 import asyncio
 import secrets
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 from starlette.requests import Request
@@ -45,7 +45,7 @@ from server.access.principals import Principal
 from server.api.accounts import view_as_due
 from server.api.billing import AccountId
 from server.gateway.session_start import identity_of
-from server.http.openapi import ID_SCHEMA, ORG, Operation, described
+from server.http.openapi import ORG, Operation, described, query_parameter
 from server.http.problems import Problem
 from server.http.requests import path_id, principal_of, process_of, query_id, tenant_of_call
 from server.http.responses import answer
@@ -74,22 +74,20 @@ class Estimate(msgspec.Struct, frozen=True, kw_only=True):
     server_time_at: InstantAt
 
 
-def _query(name: str, description: str) -> dict[str, Any]:
-    return {"name": name, "in": "query", "description": description, "schema": ID_SCHEMA}
-
-
-USER = _query(
+USER = query_parameter(
     "user",
     "The user who would start it. A user's token says its own; a backend names one, or leaves it "
     "out where the account has the user's name.",
 )
-KIND = _query("kind", "The kind. It may be left out with the `session_id` of a prepared session.")
-COUNTERPART = _query(
+KIND = query_parameter(
+    "kind", "The kind. It may be left out with the `session_id` of a prepared session."
+)
+COUNTERPART = query_parameter(
     "counterpart",
     "The other side. Free time of a pair is counted where the token lists it (`counterparts`), the "
     "session is prepared, or a backend asks.",
 )
-SESSION = _query("session_id", "A prepared session, which has terms of its own.")
+SESSION = query_parameter("session_id", "A prepared session, which has terms of its own.")
 
 
 @described(

@@ -22,7 +22,7 @@ from server.access.principals import tenant_of
 from server.api.usage import usage_of
 from server.counters.calendars import calendar
 from server.counters.plans import apply_member, apply_organization
-from server.http.openapi import Operation, described
+from server.http.openapi import Operation, described, query_parameter
 from server.http.problems import Problem
 from server.http.requests import path_id, principal_of, process_of, raw_body, read_body
 from server.http.responses import answer
@@ -115,13 +115,12 @@ class MemberAnswer(msgspec.Struct, frozen=True, kw_only=True):
     overage_minutes: OverageMinutes
 
 
-MONTH: dict[str, Any] = {
-    "name": "month",
-    "in": "query",
-    "description": "The month whose minutes are wanted, by its first day; left out, the one "
+MONTH = query_parameter(
+    "month",
+    "The month whose minutes are wanted, by its first day; left out, the one "
     "under way where the organisation is.",
-    "schema": {"type": "string", "pattern": MONTH_PATTERN},
-}
+    {"type": "string", "pattern": MONTH_PATTERN},
+)
 OF_ORGANIZATION = Operation(
     tag="organizations",
     roles=("key", "ops"),

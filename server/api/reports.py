@@ -23,7 +23,7 @@ from protocol.wire.money import format_credits
 from server import limits as server_limits
 from server.access.principals import tenant_of
 from server.api.usage import usage_of
-from server.http.openapi import ID_SCHEMA, Operation, described
+from server.http.openapi import Operation, described, query_parameter
 from server.http.problems import Problem
 from server.http.requests import principal_of, query_id
 from storage.postgres.usage import UsageReportRow
@@ -91,12 +91,9 @@ class ReportStream(StreamingResponse):
         parameters=(
             _day_parameter("from", "The first day: `2026-11-01`."),
             _day_parameter("to", "The last day, included: `2026-11-30`."),
-            {
-                "name": "org",
-                "in": "query",
-                "description": "The organisation; left out, all of them and users without one.",
-                "schema": ID_SCHEMA,
-            },
+            query_parameter(
+                "org", "The organisation; left out, all of them and users without one."
+            ),
         ),
         answers={200: "text/csv"},
     )

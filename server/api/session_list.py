@@ -29,7 +29,7 @@ from protocol.wire.fields import (
 from protocol.wire.money import format_credits
 from server import limits as server_limits
 from server.access.principals import Principal
-from server.http.openapi import CURSOR, ID_SCHEMA, LIMIT, ORG, Operation, described
+from server.http.openapi import CURSOR, LIMIT, ORG, Operation, described, query_parameter
 from server.http.paging import cursor_of, cursor_values, page_rows
 from server.http.requests import principal_of, process_of, query_id, tenant_of_call
 from server.http.responses import answer
@@ -77,25 +77,21 @@ class SessionPage(msgspec.Struct, frozen=True, kw_only=True):
     server_time_at: InstantAt
 
 
-def _query(name: str, description: str, schema: dict[str, Any]) -> dict[str, Any]:
-    return {"name": name, "in": "query", "description": description, "schema": schema}
-
-
 _INSTANT = {"type": "integer", "minimum": 0, "maximum": server_limits.INSTANT_AT_MAX}
 _ROWS = {**LIMIT["schema"], "maximum": server_limits.SESSIONS_PER_PAGE_MAX}
 FILTERS = (
-    _query(
+    query_parameter(
         "user",
         "Only this user's. A user's token says its own; a backend or an operator names one, or "
         "leaves it out for all of the organisation.",
-        ID_SCHEMA,
     ),
-    _query("counterpart", "Only those with this counterpart.", ID_SCHEMA),
-    _query("kind", "Only those of this kind, which the rate card need not have any more.",
-           ID_SCHEMA),
-    _query("from", "Only those that began at this instant or later, in epoch ms.", _INSTANT),
-    _query("to", "Only those that began before this instant, in epoch ms.", _INSTANT),
-)  # fmt: skip
+    query_parameter("counterpart", "Only those with this counterpart."),
+    query_parameter("kind", "Only those of this kind, which the rate card need not have any more."),
+    query_parameter(
+        "from", "Only those that began at this instant or later, in epoch ms.", _INSTANT
+    ),
+    query_parameter("to", "Only those that began before this instant, in epoch ms.", _INSTANT),
+)
 
 
 @described(

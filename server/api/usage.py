@@ -19,7 +19,7 @@ from protocol.metering.terms import MINUTE_MS
 from protocol.wire.errors import BadMessageError, ErrorCode, PeerError
 from protocol.wire.fields import SessionId, describe, describe_id
 from server.counters.projections import Month, Projection, hours, project
-from server.http.openapi import ORG, Operation, described
+from server.http.openapi import ORG, Operation, described, query_parameter
 from server.http.requests import process_of, raw_body, read_body
 from server.http.responses import answer
 from server.http.subjects import (
@@ -37,12 +37,9 @@ from server.usage.reported_minutes import MinuteReport, ReportedMinutes
 from storage.postgres.usage import Usage
 from storage.rows.months import UsageLimit
 
-DAILY: dict[str, Any] = {
-    "name": "daily",
-    "in": "query",
-    "description": "Whether the month's days are wanted too.",
-    "schema": {"type": "boolean", "default": False},
-}
+DAILY = query_parameter(
+    "daily", "Whether the month's days are wanted too.", {"type": "boolean", "default": False}
+)
 READING = Operation(tag="usage", roles=("user", "key"), parameters=(ORG, USER))
 KIND_DEFAULT = "recording"
 """The kind of what existing applications record, because their requests name none."""

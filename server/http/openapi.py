@@ -61,19 +61,23 @@ ID_SCHEMA: dict[str, Any] = {
     "minLength": 1,
     "maxLength": limits.ID_CHARACTERS_MAX,
 }
-ORG: dict[str, Any] = {
-    "name": "org",
-    "in": "query",
-    "description": "The organisation. A user's token says its own; a backend or an operator "
+
+
+def query_parameter(
+    name: str, description: str, schema: dict[str, Any] = ID_SCHEMA
+) -> dict[str, Any]:
+    """Describes an optional parameter of the query: by default an id."""
+    return {"name": name, "in": "query", "description": description, "schema": schema}
+
+
+ORG = query_parameter(
+    "org",
+    "The organisation. A user's token says its own; a backend or an operator "
     "names it here, or leaves it out for a user without one.",
-    "schema": ID_SCHEMA,
-}
-USER: dict[str, Any] = {
-    "name": "user",
-    "in": "query",
-    "description": "The user without an organisation that a backend or an operator means.",
-    "schema": ID_SCHEMA,
-}
+)
+USER = query_parameter(
+    "user", "The user without an organisation that a backend or an operator means."
+)
 IDEMPOTENCY_KEY: dict[str, Any] = {
     "name": KEY_HEADER,
     "in": "header",
@@ -86,23 +90,17 @@ IDEMPOTENCY_KEY: dict[str, Any] = {
         "maxLength": server_limits.IDEMPOTENCY_KEY_CHARACTERS_MAX,
     },
 }
-CURSOR: dict[str, Any] = {
-    "name": "cursor",
-    "in": "query",
-    "description": "`next_cursor` of the page before; opaque.",
-    "schema": {"type": "string"},
-}
-LIMIT: dict[str, Any] = {
-    "name": "limit",
-    "in": "query",
-    "description": "Entries of a page.",
-    "schema": {
+CURSOR = query_parameter("cursor", "`next_cursor` of the page before; opaque.", {"type": "string"})
+LIMIT = query_parameter(
+    "limit",
+    "Entries of a page.",
+    {
         "type": "integer",
         "minimum": 1,
         "maximum": storage_limits.PAGE_ROWS_MAX,
         "default": server_limits.PAGE_ROWS_DEFAULT,
     },
-}
+)
 
 ROLES: dict[Role, dict[str, Any]] = {
     "user": {

@@ -3,28 +3,16 @@
 They are a token's own, or those that a backend names.
 """
 
-from typing import Any
-
 import msgspec
 from starlette.requests import Request
 
 from protocol.wire.errors import BadMessageError, ErrorCode, PeerError
 from server.access.principals import Principal, Role, tenant_of
-from server.http.openapi import ID_SCHEMA
+from server.http.openapi import query_parameter
 from server.http.requests import principal_of, query_id, tenant_of_call
 
-USER: dict[str, Any] = {
-    "name": "user",
-    "in": "query",
-    "description": "The user. A user's token says its own; a backend names one.",
-    "schema": ID_SCHEMA,
-}
-ACCOUNT: dict[str, Any] = {
-    "name": "account",
-    "in": "query",
-    "description": "The credit account; left out, the token's own or the user's.",
-    "schema": ID_SCHEMA,
-}
+USER = query_parameter("user", "The user. A user's token says its own; a backend names one.")
+ACCOUNT = query_parameter("account", "The credit account; left out, the token's own or the user's.")
 NOT_KEPT = {"Cache-Control": "no-store"}
 """The paths of existing applications are not under ``/v1``, and their answers must not be cached
 either."""
