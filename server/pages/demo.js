@@ -207,7 +207,7 @@ function ride() {
     ridden.addEventListener(type, ({ detail }) => {
       if (ridden !== session) return; // the user has left that session
       listener(detail);
-      // After a reload within the grace, the stop is told again: then its end is known, too.
+      // After a reload within the grace, the server sends the stop again, with the end of the grace.
       const { state, lastSeq = null } = session ?? {};
       const isStopping = state === 'stopping' && saved.reachedSeq !== null;
       save({ lastSeq: isStopping ? saved.reachedSeq - 1 : lastSeq });

@@ -4,9 +4,11 @@
  * All words are in one object, that of the custom elements: the page adds its own.
  */
 
+import { put } from '/client/element-base.js';
+import { fill } from '/client/element-words.js';
 import { words } from '/client/elements.js';
 
-export { words };
+export { fill, put, words };
 
 Object.assign(words, {
   connections: {
@@ -76,9 +78,6 @@ export function clockFace(ms) {
 }
 export const countdown = (ms) => clockFace(Math.ceil(ms / 1000) * 1000);
 export const timeOfDay = (at) => new Date(at).toLocaleTimeString('en-GB');
-/** Puts values into a text's places. */
-export const fill = (text, values) => text.replace(/\{(\w+)\}/g, (_, name) => values[name]);
-
 /** A text with a number, in the form that goes with it. */
 export const count = (forms, value) => fill(forms[plurals.select(value)], { count: value });
 export const explain = (error) => words.problems[error.code] ?? error.message;
@@ -86,10 +85,6 @@ export const explain = (error) => words.problems[error.code] ?? error.message;
 /** A server's message as a sentence. */
 export const sentence = (text) =>
   `${text.charAt(0).toUpperCase()}${text.slice(1)}${/[.!?…]$/.test(text) ? '' : '.'}`;
-
-export function put(element, text) {
-  if (element.textContent !== text) element.textContent = text;
-}
 
 /** Makes an element with children; undefined attributes are left out. */
 export function make(tag, attributes, ...children) {
