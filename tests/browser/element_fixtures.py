@@ -82,11 +82,6 @@ class ElementsPage(ClientPage):
         )
         return line
 
-    async def mark(self, line: BrowserSocket) -> None:
-        """Sends a request: the client has sent nothing before it."""
-        await self.run("() => { settled(meter.find('session-1').pause()); }")
-        await line.receive("pause")
-
     async def come_back(self, line: BrowserSocket, **changes: Any) -> BrowserSocket:
         """Cuts the line, and takes the session on the next one."""
         line.cut()

@@ -204,6 +204,11 @@ class ClientPage:
         """Sets the result of the next random numbers."""
         await self.run("(value) => { clock.chance = value; }", value)
 
+    async def mark(self, line: BrowserSocket) -> None:
+        """Sends a request: the client has sent nothing before it."""
+        await self.run("() => { settled(meter.find('session-1').pause()); }")
+        await line.receive("pause")
+
     async def reading(self) -> Message:
         reading: Message = await self.run("() => session.now()")
         return reading

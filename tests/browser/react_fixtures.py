@@ -71,12 +71,6 @@ async def begin(react: ClientPage, element: str = "app(h(Chat))") -> BrowserSock
     return line
 
 
-async def mark(react: ClientPage, line: BrowserSocket) -> None:
-    """Sends a request: the client has sent nothing before it."""
-    await react.run("() => { settled(meter.find('session-1').pause()); }")
-    await line.receive("pause")
-
-
 async def heard(react: ClientPage, line: BrowserSocket) -> None:
     """Waits until the page has taken all that was sent to it."""
     await react.run("() => { window.answer = settled(meter.find('session-1').resume()); }")

@@ -39,12 +39,6 @@ async def view(client: ClientPage, target: str = "session") -> Any:
     return json.loads(text)
 
 
-async def mark(client: ClientPage, line: BrowserSocket) -> None:
-    """Sends a request to show that the client sent nothing before."""
-    await client.run("() => { settled(meter.find('session-1').pause()); }")
-    await line.receive("pause")
-
-
 # Holders
 
 
@@ -56,7 +50,7 @@ async def test_ten_holders_are_one_start_and_the_tenth_release_leaves(client: Cl
     )
     assert same
     await client.run("() => { for (let i = 0; i < 9; i++) session.release(); clock.advance(0); }")
-    await mark(client, line)
+    await client.mark(line)
     await client.run("() => { session.release(); session.release(); clock.advance(0); }")
     assert (await line.receive("leave"))["session_id"] == "session-1"
     assert await view(client) == {"status": "off"}
@@ -69,7 +63,7 @@ async def test_a_release_and_a_retain_at_once_send_nothing(client: ClientPage) -
         f"() => {{ session.release(); meter.retain({OPTIONS}); session.release();"
         " session.retain(); clock.advance(0); }"
     )
-    await mark(client, line)
+    await client.mark(line)
     assert (await view(client))["status"] == "running"
 
 
@@ -96,7 +90,7 @@ async def test_an_owned_session_is_not_left_by_its_last_holder(client: ClientPag
     await line.welcome()
     await line.join()
     await client.run("() => { session.release(); clock.advance(0); }")
-    await mark(client, line)
+    await client.mark(line)
 
 
 async def test_a_watched_session_is_started_by_its_first_holder(client: ClientPage) -> None:

@@ -6,7 +6,7 @@ from tests.browser.bundles import bundle
 from tests.browser.fixtures import ClientPage, chromium, mock_server
 from tests.browser.mock_server import snapshot, stopped, tick, warning
 from tests.browser.node import run_script
-from tests.browser.react_fixtures import begin, heard, mark, react
+from tests.browser.react_fixtures import begin, heard, react
 
 __all__ = ["chromium", "mock_server", "react"]
 
@@ -14,7 +14,7 @@ __all__ = ["chromium", "mock_server", "react"]
 async def test_strict_mode_is_one_start(react: ClientPage) -> None:
     line = await begin(react)
     await react.run("settle")
-    await mark(react, line)
+    await react.mark(line)
     assert await react.run("text") == "running"
 
 
@@ -26,7 +26,7 @@ async def test_ten_components_are_one_start_and_the_last_leaves(react: ClientPag
     await line.join()
     await react.run(many, 1)
     await react.run("settle")
-    await mark(react, line)
+    await react.mark(line)
     await react.run("() => render(app())")
     await react.run("settle")
     await line.receive("leave")
@@ -36,7 +36,7 @@ async def test_another_route_with_the_same_session_sends_nothing(react: ClientPa
     line = await begin(react)
     await react.run("() => render(app(h('section', null, h(Chat, { key: 'other' }))))")
     await react.run("settle")
-    await mark(react, line)
+    await react.mark(line)
 
 
 async def test_new_objects_in_each_render_start_nothing(react: ClientPage) -> None:
@@ -48,7 +48,7 @@ async def test_new_objects_in_each_render_start_nothing(react: ClientPage) -> No
             number,
         )
     await react.run("settle")
-    await mark(react, line)
+    await react.mark(line)
 
 
 async def test_suspense_that_suspends_again_leaves_nothing(react: ClientPage) -> None:
@@ -78,7 +78,7 @@ async def test_suspense_that_suspends_again_leaves_nothing(react: ClientPage) ->
     await react.run("settle")
     await react.run("() => gates.b.open()")
     await react.run("settle")
-    await mark(react, line)
+    await react.mark(line)
 
 
 async def test_a_disabled_hook_starts_nothing_and_leaves_when_disabled(react: ClientPage) -> None:
