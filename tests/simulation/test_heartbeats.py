@@ -279,6 +279,15 @@ async def test_farewell_during_first_heartbeat(
     assert await ended_at(cluster, connection) == 0
 
 
+async def end_after(cluster: Cluster, other: Browser | None) -> None:
+    """Cuts the other socket, if any; proofs and graces run out."""
+    if other is not None:
+        other.cut()
+        await cluster.advance(20_000)
+        await other.close()
+    await cluster.advance(server_limits.HEARTBEAT_PROOF_MS + CHAT.reconnect_grace_ms)
+
+
 @pytest.mark.parametrize("when", [0, 1, 2, 3])
 @pytest.mark.parametrize("others", [0, 1])
 async def test_farewell_elsewhere_during_first_heartbeat(
@@ -303,11 +312,7 @@ async def test_farewell_elsewhere_during_first_heartbeat(
     await cluster.advance(30_000)
     await close_while_read(second, browser, monkeypatch, when)
     await phone.beat()
-    if others:
-        other.cut()
-        await cluster.advance(20_000)
-        await other.close()
-    await cluster.advance(server_limits.HEARTBEAT_PROOF_MS + CHAT.reconnect_grace_ms)
+    await end_after(cluster, other if others else None)
     assert await ended_at(cluster, connection) == 30_000
 
 
@@ -361,11 +366,7 @@ async def test_farewell_reaches_process_that_missed_message(
     for account in list(accounts):
         accounts.listener(account, {})
     await cluster.settle()
-    if others:
-        other.cut()
-        await cluster.advance(20_000)
-        await other.close()
-    await cluster.advance(server_limits.HEARTBEAT_PROOF_MS + CHAT.reconnect_grace_ms)
+    await end_after(cluster, other if others else None)
     assert await ended_at(cluster, connection) == 30_000
 
 
