@@ -87,21 +87,13 @@ def minute_again(session: SessionState, minute: int, month_of: MonthOf) -> Minut
     """Makes the record of a completed minute again, from the session's standing.
 
     The first record was lost with the process that made it. The session's time determines what the
-    minute cost. Free time that came late may have lowered that cost below the charge. The newest
-    minute takes the difference, so that all minutes together equal the charge.
+    minute cost.
     """
     identity, standing = session.identity, session.standing
     begin_ms = minute * MINUTE_MS
     end_ms = begin_ms + MINUTE_MS
     if standing.phase is Phase.ENDED:
         end_ms = min(end_ms, standing.elapsed_ms)
-
-    def charged_at(position_ms: int) -> int:
-        cost_micros = identity.terms.cost_micros(position_ms, standing.free_ms)
-        return min(cost_micros, standing.minute_charged_micros)
-
-    is_newest = minute == standing.minutes_kept - 1
-    until_micros = standing.minute_charged_micros if is_newest else charged_at(end_ms)
     started_at = minute_began_at(session, minute)
     return minute_record(
         identity,
@@ -110,6 +102,12 @@ def minute_again(session: SessionState, minute: int, month_of: MonthOf) -> Minut
         started_at=started_at,
         month=month_of(started_at),
         counts=identity.terms.counts_minutes,
-        credits_micros=until_micros - charged_at(begin_ms),
+        credits_micros=identity.terms.minute_micros(
+            begin_ms,
+            end_ms,
+            free_ms=standing.free_ms,
+            charged_micros=standing.minute_charged_micros,
+            is_newest=minute == standing.minutes_kept - 1,
+        ),
         free_ms=min(standing.free_ms, end_ms) - min(standing.free_ms, begin_ms),
     )

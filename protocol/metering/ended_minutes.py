@@ -22,10 +22,6 @@ def minutes_of(ended: SessionEnded, month_of: MonthOf) -> Iterator[MinuteUsed]:
     for minute in range(ended.minutes):
         begin_ms = minute * MINUTE_MS
         end_ms = min(begin_ms + MINUTE_MS, elapsed_ms)
-        cost_micros = min(terms.cost_micros(begin_ms, ended.free_ms), ended.credits_micros)
-        until_micros = min(terms.cost_micros(end_ms, ended.free_ms), ended.credits_micros)
-        if minute == ended.minutes - 1:
-            until_micros = ended.credits_micros
         started_at = next(begins)
         yield MinuteUsed(
             tenant=ended.tenant,
@@ -40,7 +36,13 @@ def minutes_of(ended: SessionEnded, month_of: MonthOf) -> Iterator[MinuteUsed]:
             started_at=started_at,
             month=month_of(started_at),
             counts=terms.counts_minutes,
-            credits_micros=until_micros - cost_micros,
+            credits_micros=terms.minute_micros(
+                begin_ms,
+                end_ms,
+                free_ms=ended.free_ms,
+                charged_micros=ended.credits_micros,
+                is_newest=minute == ended.minutes - 1,
+            ),
             free_ms=min(ended.free_ms, end_ms) - min(ended.free_ms, begin_ms),
         )
 

@@ -76,6 +76,19 @@ class Terms(msgspec.Struct, frozen=True):
         """
         return self.price_micros * self.billed_ms(elapsed_ms, free_ms) // MINUTE_MS
 
+    def minute_micros(
+        self, begin_ms: int, end_ms: int, *, free_ms: int, charged_micros: int, is_newest: bool
+    ) -> int:
+        """Returns a minute's part of what its session was charged, in micro-credits.
+
+        Free time that came late may have lowered the cost below the charge. The newest minute takes
+        the difference, so that all parts together equal the charge.
+        """
+        cost_micros = min(self.cost_micros(begin_ms, free_ms), charged_micros)
+        if is_newest:
+            return charged_micros - cost_micros
+        return min(self.cost_micros(end_ms, free_ms), charged_micros) - cost_micros
+
     def increment_end_ms(self, elapsed_ms: int, free_ms: int) -> int:
         """Returns the counted time at which the increment of ``elapsed_ms`` ends.
 
