@@ -15,6 +15,7 @@ import pytest
 import schemathesis
 from schemathesis.engine import events, from_schema
 
+from protocol import limits
 from server import limits as server_limits
 from tests.fixtures.server import API_KEY, TestServer
 from tests.server.api import ask, grant
@@ -139,6 +140,9 @@ async def test_the_document_is_true(
     monkeypatch.setattr(server_limits, "AUTH_FAILURES_PER_ADDRESS_PER_MINUTE", 10**9)
     monkeypatch.setattr(server_limits, "REQUESTS_BURST", 10**9)
     monkeypatch.setattr(server_limits, "USER_REQUESTS_BURST", 10**9)
+    # Schemathesis computes in this process: on a busy machine the server stands still meanwhile,
+    # for longer than Redis may take to answer.
+    monkeypatch.setattr(limits, "REDIS_TIMEOUT_MS", 60_000)
     await grant(server, "5", "k1")
     started = {"kind": "chat"}
     await ask(server, "POST", "/v1/sessions/chat-1/heartbeat", server.token(), json=started)
