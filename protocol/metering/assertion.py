@@ -72,14 +72,15 @@ def minute_began_at(session: SessionState, minute: int) -> int:
     standing, speed = session.standing, session.identity.terms.speed
     if minute >= standing.minutes_kept:
         return standing.minute_at
-    ahead_ms = -(-minute * MINUTE_MS // speed)
+    ahead_ms = minute * MINUTE_MS
     segments = list(standing.segments)
     if standing.phase is Phase.ACTIVE:
         segments.append((standing.run_at, standing.minute_at))
     for from_at, to_at in segments:
-        if ahead_ms < to_at - from_at:
-            return from_at + ahead_ms
-        ahead_ms -= to_at - from_at
+        lasted_ms = (to_at - from_at) * speed
+        if ahead_ms < lasted_ms:
+            return from_at + -(-ahead_ms // speed)
+        ahead_ms -= lasted_ms
     return standing.minute_at
 
 

@@ -85,6 +85,17 @@ def test_minutes_lie_along_the_segments() -> None:
     assert began == [0, 60_000, 500_000, 999_000]
 
 
+def test_a_minute_that_begins_with_the_last_millisecond_of_a_run_belongs_to_it() -> None:
+    # At 130-fold speed the second minute begins 461.5 ms after the first, before the pause.
+    segments = ((NOW, NOW + 462), (NOW + 200_000, NOW + 200_600))
+    standing = standing_of(
+        elapsed_ms=1_062 * 130, minutes_kept=3, minute_at=NOW + 200_600, segments=segments
+    )
+    session = session_of(terms_of(speed=130), standing=standing)
+    began = [minute_began_at(session, minute) - NOW for minute in range(3)]
+    assert began == [0, 462, 200_462]
+
+
 def test_an_assertion_follows_on_the_version_of_others() -> None:
     asserted = Assertion(session_of(), (b"{}",), (("2026-05-01", 0),), present=True)
     after = asserted.after(7)
