@@ -227,14 +227,16 @@ class Records(Ledgers):
     ) -> OrganizationRow:
         """Makes or changes an organisation.
 
-        A missing value stays, or gets its default.
+        A missing value stays, or gets its default. A value that was changed since this call began
+        stays as well, whenever the statement reaches Postgres, and however often.
 
         Raises ``RejectedError`` for an unknown time zone, and for a limit below 0 or above
         1,000,000 hours.
         """
         given = (tier, timezone, columns.number(monthly_hours_limit), allow_overage)
-        arguments = [part for value in given for part in columns.given(value)]
-        return await self._one("put_organization", OrganizationRow, tenant, org_id, *arguments)
+        values = [part for value in given for part in columns.given(value)]
+        asked = (tenant, org_id, *values, await self._next_change())
+        return await self._one("put_organization", OrganizationRow, *asked)
 
     async def put_member(
         self,
@@ -243,9 +245,17 @@ class Records(Ledgers):
         *,
         monthly_hours_limit: float | UnsetType | None = UNSET,
     ) -> MemberRow:
-        """Makes or changes a member; a limit that is not given stays."""
-        arguments = columns.given(columns.number(monthly_hours_limit))
-        return await self._one("put_member", MemberRow, tenant, user_id, *arguments)
+        """Makes or changes a member; a limit that is not given stays.
+
+        A limit that was changed since this call began stays as well, as in ``put_organization``.
+        """
+        limit = columns.given(columns.number(monthly_hours_limit))
+        asked = (tenant, user_id, *limit, await self._next_change())
+        return await self._one("put_member", MemberRow, *asked)
+
+    async def _next_change(self) -> int:
+        """Takes the number of a change: its place among all changes."""
+        return int(await self._value("next_change"))
 
     async def limits_since(self, within_ms: int, limit: int) -> tuple[LimitChange, ...]:
         """Returns all tenants' newest limit changes within ``within_ms``."""

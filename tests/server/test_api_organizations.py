@@ -254,7 +254,7 @@ async def test_a_time_zone_reaches_the_sessions_of_other_processes(
     await put(here, ORG, timezone="UTC")
     # The last hour of a month in Greenwich, which Berlin has begun without.
     now_ms = there.process.clock.now()
-    month = Month(calendar("UTC"), now_ms)
+    month = Month(calendar("UTC"), now_ms + 1_800_000)
     for server in (here, there):
         advance(server, month.ends_at - 1_800_000 - now_ms)
     client = await recording(there)

@@ -33,6 +33,11 @@ CREATE FUNCTION limit_minutes(p_hours numeric) RETURNS integer
 
 -- Organisations and their members ---------------------------------------------------
 
+-- The order of the changes of plans and limits. A change takes its number before it is written, and
+-- each value keeps the number of the change that set it. So a change that comes late, or is written
+-- again because its answer was lost, does not undo a newer one.
+CREATE SEQUENCE plan_changes;
+
 CREATE TABLE organizations (
     tenant text NOT NULL,
     org_id text NOT NULL,
@@ -41,6 +46,10 @@ CREATE TABLE organizations (
     monthly_hours_limit numeric,
     allow_overage boolean NOT NULL DEFAULT false,
     changed_at timestamptz,
+    tier_change bigint NOT NULL DEFAULT 0,
+    timezone_change bigint NOT NULL DEFAULT 0,
+    limit_change bigint NOT NULL DEFAULT 0,
+    overage_change bigint NOT NULL DEFAULT 0,
     CONSTRAINT organizations_pkey PRIMARY KEY (tenant),
     -- The bound keeps the limit in minutes within an integer, and NaN out.
     CONSTRAINT organizations_limit_check CHECK (monthly_hours_limit BETWEEN 0 AND 1000000),
@@ -56,6 +65,7 @@ CREATE TABLE organization_members (
     current_month_minutes_used integer NOT NULL DEFAULT 0,
     current_month_start date,
     changed_at timestamptz,
+    limit_change bigint NOT NULL DEFAULT 0,
     CONSTRAINT organization_members_pkey PRIMARY KEY (tenant, user_id),
     CONSTRAINT organization_members_limit_check
         CHECK (monthly_hours_limit BETWEEN 0 AND 1000000)
