@@ -1,0 +1,1 @@
+"""Outside clocks: the facts of call providers, and what becomes of them."""
