@@ -12,7 +12,7 @@ from typing import Any, TypeVar, cast
 import msgspec
 
 from protocol import limits
-from protocol.metering.terms import FreeScope, Gap, Terms
+from protocol.metering.terms import Clock, Enforce, FreeScope, Gap, Terms
 from protocol.wire.errors import BadMessageError, ErrorCode, PeerError
 from protocol.wire.fields import ID_TEXT, is_id
 from protocol.wire.money import parse_credits
@@ -240,6 +240,7 @@ _free = _seconds(0, limits.FREE_MS_MAX)
 _cap = _seconds(0, limits.SESSION_CAP_MS_MAX)
 _increment = _seconds(SECOND_MS, limits.INCREMENT_MS_MAX)
 _warning = _seconds(SECOND_MS, limits.WARN_AT_MS_MAX)
+_tolerance = _seconds(0, limits.TOLERANCE_MS_MAX)
 
 
 # --- Tables ----------------------------------------------------------------------------
@@ -304,6 +305,9 @@ _KIND_KEYS = (
     "tick_seconds",
     "speed",
     "max_live_sessions",
+    "clock",
+    "tolerance_seconds",
+    "enforce",
 )
 
 
@@ -321,6 +325,8 @@ def _parse_kind(parsing: _Parsing, kind: str, value: object) -> Terms:
     def read(key: str, reader: Reader[Value], default: Value) -> Value:
         return parsing.read(table, path, key, reader, default)
 
+    clock = cast(Clock, read("clock", _choice("server", "provider"), "server"))
+    _check_clock(parsing, path, table, clock)
     first_ms, next_ms = read("increment_seconds", _increments, (SECOND_MS, SECOND_MS))
     return Terms(
         kind=kind,
@@ -344,7 +350,21 @@ def _parse_kind(parsing: _Parsing, kind: str, value: object) -> Terms:
         max_live_sessions=read(
             "max_live_sessions", _integer(0, limits.LIVE_SESSIONS_PER_ACCOUNT_MAX), 0
         ),
+        clock=clock,
+        tolerance_ms=read("tolerance_seconds", _tolerance, 2_000),
+        enforce=cast(Enforce, read("enforce", _choice("none", "participant", "call"), "none")),
     )
+
+
+def _check_clock(parsing: _Parsing, path: str, table: Mapping[str, Any], clock: str) -> None:
+    """Reports keys that contradict the kind's clock."""
+    if clock == "provider":
+        if table.get("gap", "skip") != "skip":
+            parsing.problems.append(f"{path}.gap: an absence from a call is never billed")
+        if table.get("speed", 1) != 1:
+            parsing.problems.append(f"{path}.speed: an outside clock has one speed")
+    elif table.get("enforce", "none") in ("participant", "call"):
+        parsing.problems.append(f'{path}.enforce: only for kinds with clock = "provider"')
 
 
 def _parse_tier(

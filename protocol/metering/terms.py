@@ -20,6 +20,8 @@ MINUTE_MS = 60_000
 
 FreeScope = Literal["session", "pair", "day"]
 Gap = Literal["skip", "bill"]
+Clock = Literal["server", "provider"]
+Enforce = Literal["none", "participant", "call"]
 
 
 class Terms(msgspec.Struct, frozen=True):
@@ -49,6 +51,13 @@ class Terms(msgspec.Struct, frozen=True):
     """Counted milliseconds for each real one: 1, except in a demonstration."""
     max_live_sessions: int = 0
     """Most live sessions of this kind for one user; 0: no bound."""
+    clock: Clock = "server"
+    """Whose word decides when time runs. With ``provider``, an outside service says when the user
+    is there: absence is never billed, and only that service's word ends the session."""
+    tolerance_ms: int = 2_000
+    """With an outside clock: a difference up to this is left as it is."""
+    enforce: Enforce = "none"
+    """With an outside clock: what the outside service must end at a limit."""
 
     def with_unknown_counterpart(self) -> "Terms":
         """Returns the terms of a session whose counterpart no backend has named.

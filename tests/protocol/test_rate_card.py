@@ -42,6 +42,15 @@ RECORDING = msgspec.structs.replace(
     gap="bill",
 )
 
+STUDY_CALL = msgspec.structs.replace(
+    RECORDING,
+    kind="call",
+    gap="skip",
+    clock="provider",
+    tolerance_ms=2_000,
+    enforce="participant",
+)
+
 
 def the_card() -> RateCard:
     path = Path(__file__).parents[2] / "rates.toml"
@@ -67,6 +76,7 @@ def test_the_default_card_is_the_specification() -> None:
     card = the_card()
     assert card.terms("chat") == CHAT
     assert card.terms("recording") == RECORDING
+    assert card.terms("call") == STUDY_CALL
     assert card.operations == {
         "script_generation": 1_000_000,
         "voice_creation": 5_000_000,
@@ -233,12 +243,48 @@ def test_the_number_of_kinds_is_bounded() -> None:
         parse_rate_card({"kinds": kinds})
 
 
+CALL = 'credits_per_minute = "1"\nclock = "provider"\n'
+
+
+def test_a_kind_with_an_outside_clock() -> None:
+    def call(lines: str) -> Terms:
+        return parse_rate_card(tomllib.loads(f"[kinds.call]\n{CALL}{lines}")).terms("call")
+
+    terms = call('tolerance_seconds = 5\nenforce = "participant"')
+    assert (terms.clock, terms.tolerance_ms, terms.enforce) == ("provider", 5_000, "participant")
+    terms = call("")
+    assert (terms.tolerance_ms, terms.enforce) == (2_000, "none")
+    assert (CHAT.clock, CHAT.tolerance_ms, CHAT.enforce) == ("server", 2_000, "none")
+
+
+@pytest.mark.parametrize(
+    ("lines", "problem"),
+    [
+        (CALL + 'gap = "bill"', "kinds.call.gap: an absence from a call is never billed"),
+        (CALL + "speed = 10", "kinds.call.speed: an outside clock has one speed"),
+        (CALL + "tolerance_seconds = -1", "kinds.call.tolerance_seconds: must be at least 0"),
+        (CALL + "tolerance_seconds = 3601", "kinds.call.tolerance_seconds: must be at most 3600"),
+        (CALL + 'enforce = "all"', "kinds.call.enforce: must be one of none, participant, call"),
+        (
+            'credits_per_minute = "1"\nclock = "theirs"',
+            "kinds.call.clock: must be one of server, provider",
+        ),
+        (
+            'credits_per_minute = "1"\nclock = "server"\nenforce = "call"',
+            'kinds.call.enforce: only for kinds with clock = "provider"',
+        ),
+    ],
+)
+def test_an_outside_clock_that_is_wrong(lines: str, problem: str) -> None:
+    assert problems(f"[kinds.call]\n{lines}") == (problem,)
+
+
 VALUES = (
     st.none()
     | st.booleans()
     | st.integers(-5, 10**20)
     | st.floats()
-    | st.sampled_from(["", "1", "0.5", "bill", "day"])
+    | st.sampled_from(["", "1", "0.5", "bill", "day", "provider", "call"])
     | st.lists(st.integers(-1, 700), max_size=4)
 )
 
@@ -259,6 +305,9 @@ VALUES = (
                 "max_session_seconds",
                 "tick_seconds",
                 "speed",
+                "clock",
+                "tolerance_seconds",
+                "enforce",
                 "x",
             ]
         ),
