@@ -80,9 +80,6 @@ vary by less than this."""
 RECONNECT_GRACE_MS_MAX: Final = 3_600_000
 TOLERANCE_MS_MAX: Final = 3_600_000
 """The widest tolerance of an outside clock: beyond an hour nothing would ever be corrected."""
-PROVIDED_SILENCE_MS_MAX: Final = 7 * 24 * 3_600_000
-"""How long a session of an outside clock stays suspended without any word of that clock. Its end
-comes with that word, so this bounds only what a clock has forgotten."""
 SPEED_MAX: Final = 100
 """The fastest demonstration: ten minutes pass in six seconds."""
 OPERATIONS_PER_MONTH_MAX: Final = 1_000_000_000
