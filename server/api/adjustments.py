@@ -17,7 +17,14 @@ from server.access.principals import tenant_of
 from server.api.billing import Reason
 from server.api.organizations import MONTH_PATTERN, OrgId
 from server.counters.calendars import calendar
-from server.http.idempotency import IdempotentRequest, idempotent_of, once
+from server.credits.minute_adjustments import ClaimOverError
+from server.http.idempotency import (
+    IdempotentRequest,
+    claim_under_way,
+    idempotent_of,
+    once,
+    under_way,
+)
 from server.http.openapi import IDEMPOTENCY_KEY, Operation, described
 from server.http.problems import Problem
 from server.http.requests import path_id, principal_of, process_of, raw_body, read_body
@@ -127,7 +134,10 @@ async def _adjust(
             minutes=wanted.minutes,
             reason=wanted.reason,
             month=wanted.month,
+            claim=claim_under_way(),
         )
+    except ClaimOverError:
+        raise under_way() from None
     except BadMessageError as error:
         raise Problem(422, "minutes_exceeded", error.message) from None
     if made.minutes != wanted.minutes or wanted.month not in (None, made.month):

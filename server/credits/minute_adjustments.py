@@ -15,6 +15,7 @@ from server.runtime.isolation import for_each
 from storage import limits as storage_limits
 from storage.postgres.records import RejectedError, UnavailableError
 from storage.redis.live import LiveError
+from storage.rows.idempotency import KeyClaim
 from storage.rows.months import AdjustmentRow
 
 log = structlog.get_logger()
@@ -32,6 +33,10 @@ class Adjusted(msgspec.Struct, frozen=True):
     repeated: bool
 
 
+class ClaimOverError(Exception):
+    """The request's key was answered meanwhile, or another attempt has it."""
+
+
 class Adjustments(LedgerClient):
     """Adjusts the months of members, and the organisation's with them."""
 
@@ -44,12 +49,14 @@ class Adjustments(LedgerClient):
         minutes: int,
         reason: str,
         month: str | None = None,
+        claim: KeyClaim | None = None,
     ) -> Adjusted:
         """Adds minutes to a user's month, once for each ``entry_id``.
 
         Negative minutes take away. ``month`` is named by its first day; default is the current
         month in the organisation's time zone. Raises ``BadMessageError`` if more is taken away than
-        was used, and ``ServiceError`` if Postgres does not answer.
+        was used, ``ClaimOverError`` if the ``claim`` of the request is over, and
+        ``ServiceError`` if Postgres does not answer.
         """
         try:
             if month is None:
@@ -64,7 +71,7 @@ class Adjustments(LedgerClient):
                 reason=reason,
                 created_at=self.clock.now(),
             )
-            new = await self.records.adjust_minutes(adjustment)
+            new = await self.records.adjust_minutes(adjustment, claim)
             made = await self.records.adjustment(tenant, user_id, entry_id)
         except UnavailableError as error:
             raise ServiceError("the ledger does not answer") from error
@@ -72,7 +79,8 @@ class Adjustments(LedgerClient):
             raise BadMessageError(
                 "minutes: the adjustment takes away more than the month has"
             ) from error
-        assert made is not None
+        if made is None:
+            raise ClaimOverError
         try:
             if not made.is_applied:
                 await self._apply_adjustment(made)

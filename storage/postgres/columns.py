@@ -143,12 +143,12 @@ def furthest_holds(changes: Iterable[HoldChanged]) -> list[HoldChanged]:
     return list(found.values())
 
 
-def adjustment_row(adjustment: AdjustmentRow) -> tuple[Any, ...]:
+def adjustment_row(adjustment: AdjustmentRow, claim: KeyClaim | None) -> tuple[Any, ...]:
     """Returns a row for ``adjust_minutes.sql``."""
     return (
         adjustment.tenant, adjustment.user_id, adjustment.entry_id,
         date.fromisoformat(adjustment.month), adjustment.minutes,
-        text_value(adjustment.reason), adjustment.created_at,
+        text_value(adjustment.reason), adjustment.created_at, *_claimed(claim),
     )  # fmt: skip
 
 
@@ -189,12 +189,16 @@ def money_in_row(
     entry: EntryPosted, priority: int, expires_at: int | None, claim: KeyClaim | None
 ) -> tuple[Any, ...]:
     """Returns a row for ``post_entry.sql``."""
-    claimed = (None, None, None) if claim is None else (claim.scope, claim.key, claim.began_at)
     return (
         entry.tenant, entry.account_id, entry.entry_id, entry.entry_kind, entry.amount_micros,
         entry.at, text_value(entry.reason), text_value(entry.operation),
-        json_value(entry.metadata), priority, expires_at, *claimed,
+        json_value(entry.metadata), priority, expires_at,
+        *_claimed(claim),
     )  # fmt: skip
+
+
+def _claimed(claim: KeyClaim | None) -> tuple[Any, ...]:
+    return (None, None, None) if claim is None else (claim.scope, claim.key, claim.began_at)
 
 
 def prepared_row(session: SessionPrepared) -> tuple[Any, ...]:

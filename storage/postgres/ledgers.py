@@ -213,13 +213,16 @@ class Ledgers(Database):
 
     # Adjustments of minutes
 
-    async def adjust_minutes(self, adjustment: AdjustmentRow) -> bool:
+    async def adjust_minutes(
+        self, adjustment: AdjustmentRow, claim: KeyClaim | None = None
+    ) -> bool:
         """Corrects a month's minutes. Returns whether the correction was new.
 
-        Apply it to Redis in either case, then call ``adjustment_applied``. Raises ``RejectedError``
-        if it removes more minutes than the month has.
+        With a ``claim`` that is over, nothing is written, as in ``post_entry``. Otherwise apply the
+        correction to Redis in either case, then call ``adjustment_applied``. Raises
+        ``RejectedError`` if it removes more minutes than the month has.
         """
-        arguments = columns.adjustment_row(adjustment)
+        arguments = columns.adjustment_row(adjustment, claim)
         return await self._value("adjust_minutes", *arguments, again=False) is not None
 
     async def adjustment(self, tenant: str, user_id: str, entry_id: str) -> AdjustmentRow | None:

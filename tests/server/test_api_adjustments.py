@@ -5,7 +5,9 @@ from typing import Any
 
 import pytest
 
+from server.http.idempotency import claim_under_way
 from storage.audit import audit_record
+from storage.postgres.records import UnavailableError
 from tests.fixtures.database import Connection
 from tests.fixtures.server import API_KEY, TestServer
 from tests.server.api import ask, assert_problem
@@ -47,6 +49,52 @@ async def test_a_month_is_corrected_by_entries(server: TestServer, connection: C
     rows = await connection.fetch("SELECT minutes FROM minute_adjustments ORDER BY created_at")
     assert [row["minutes"] for row in rows] == [90, -30]
     assert await audit_record(server.process.records) == ()
+
+
+async def test_refused_adjustment_is_not_made_late(
+    server: TestServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first statement comes after the second request's refusal."""
+    late: list[Any] = []
+    records = server.process.records
+
+    async def lost(*arguments: Any) -> bool:
+        late.append(arguments)
+        raise UnavailableError("no answer")
+
+    await adjust(server, "a1", minutes=10)
+    with monkeypatch.context() as patched:
+        patched.setattr(records, "adjust_minutes", lost)
+        assert_problem(await adjust(server, "a2", minutes=-11), 503, "unavailable")
+    assert_problem(await adjust(server, "a2", minutes=-11), 422, "minutes_exceeded")
+    await adjust(server, "a3", minutes=10)
+    (arguments,) = late
+    assert not await records.adjust_minutes(*arguments)
+    assert await used(server) == 20
+    assert_problem(await adjust(server, "a2", minutes=-11), 422, "minutes_exceeded")
+
+
+async def test_adjustment_whose_key_was_taken_over_is_under_way(
+    server: TestServer, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The attempt that holds the key now decides."""
+    records = server.process.records
+    real = records.adjust_minutes
+
+    async def late(*arguments: Any) -> bool:
+        claim = claim_under_way()
+        assert claim is not None
+        digest = "SELECT fingerprint FROM idempotency_keys WHERE key = $1"
+        fingerprint = await records._run(lambda one: one.fetchval(digest, claim.key))
+        await records.begin_idempotent(
+            "org:acme", claim.scope, claim.key, fingerprint, takeover_ms=0
+        )
+        return await real(*arguments)
+
+    monkeypatch.setattr(records, "adjust_minutes", late)
+    assert_problem(await adjust(server, "a1", minutes=5), 409, "idempotency_under_way")
+    monkeypatch.undo()
+    assert await connection.fetchval("SELECT count(*) FROM minute_adjustments") == 0
 
 
 async def test_no_more_is_taken_away_than_there_is(server: TestServer) -> None:
