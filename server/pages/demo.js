@@ -235,7 +235,7 @@ function halt({ seq }) {
   if (session.state !== 'stopping') return;
   alertTo(false);
   save({ reachedSeq: seq });
-  byId('notices').focus();
+  byId('notices-region').focus(); // not the element: a tabindex would close it to the keyboard
 }
 
 function showSnapshot(snapshot) {

@@ -8,7 +8,15 @@ from playwright.async_api import expect
 
 from tests.browser.element_fixtures import usage
 from tests.browser.fixtures import Tab, chromium, context, mock_server, tab
-from tests.browser.mock_server import Message, receipt, tick, warning
+from tests.browser.mock_server import (
+    SERVER_TIME_AT,
+    Message,
+    receipt,
+    stopped,
+    tick,
+    warning,
+    welcome,
+)
 from tests.browser.node import PACKAGE, run_tool
 
 __all__ = ["chromium", "context", "mock_server", "tab"]
@@ -94,9 +102,11 @@ async def test_the_month_is_beside_the_ride(tab: Tab) -> None:
     await expect(tab.at("taximeter-usage:visible")).to_contain_text("2 hrs of 10 hrs")
 
 
-async def test_a_ride_asks_for_nothing(tab: Tab) -> None:
+async def test_a_ride_asks_for_a_new_token_only(tab: Tab) -> None:
     """For two minutes: what is shown comes over the socket."""
     line = await tab.ride()
+    expiring = welcome(expires_at=SERVER_TIME_AT + 150_000)
+    await line.send(**expiring)
     await line.send(**USAGE)
     await expect(tab.at("taximeter-usage:visible")).to_contain_text("2 hrs of 10 hrs")
     asked: list[str] = []
@@ -104,14 +114,38 @@ async def test_a_ride_asks_for_nothing(tab: Tab) -> None:
     for second in range(1, 121):
         await tab.send(line, tick(second * 1_000))
         await tab.page.clock.run_for(1_000)
+        if second == 75:
+            await line.answer(await line.receive("refresh"), **expiring)
     await expect(tab.at("[part=time]")).to_have_text("2:00")
-    assert asked == []
+    assert asked == [f"{tab.server.url}/demo/token"]
+    assert not tab.server.has_new_line()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-async def test_axe_finds_no_violation_of_the_page(tab: Tab, scheme: Any) -> None:
+async def test_forced_colours_hide_no_state(tab: Tab) -> None:
+    """They remove backgrounds, and show outlines that were transparent."""
+    await tab.page.emulate_media(forced_colors="active")
+    await tab.open()
+    await tab.line()
+    await expect(tab.at("#start")).to_be_visible()
+    style = "(element, name) => getComputedStyle(element)[name]"
+    bodies, track = tab.at(".choice-body"), tab.at(".switch-track")
+    chosen, other = [await bodies.nth(i).evaluate(style, "outlineWidth") for i in (0, 1)]
+    assert chosen != other
+    assert await track.evaluate(style, "outlineStyle") == "solid"
+    off = await track.evaluate(style, "backgroundColor")
+    await tab.page.get_by_role("switch").check(force=True)
+    await expect(track).not_to_have_css("background-color", off)
+
+
+@pytest.mark.parametrize("look", ["light", "dark", "forced"])
+async def test_axe_finds_no_violation_of_the_page(tab: Tab, look: Any) -> None:
+    """From the start to the receipt, and without a connection."""
     run_tool("esbuild", "--version")  # the tools are installed, or this test is skipped
-    await tab.page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
+    await tab.page.emulate_media(
+        color_scheme="dark" if look == "dark" else "light",
+        forced_colors="active" if look == "forced" else "none",
+        reduced_motion="reduce",
+    )
     axe = (PACKAGE / "node_modules/axe-core/axe.min.js").read_text()
     check = """async () => (await axe.run(document, { resultTypes: ['violations'] })).violations
       .map(({ id, nodes }) => `${id}: ${nodes.map(({ html }) => html)}`)"""
@@ -127,7 +161,14 @@ async def test_axe_finds_no_violation_of_the_page(tab: Tab, scheme: Any) -> None
     await line.send(**USAGE)
     await tab.send(line, warning(1))
     await expect(tab.toast).to_be_visible()
+    await expect(tab.at("[part~=toast]")).to_have_css("animation-name", "none")
     assert await tab.page.evaluate(check) == []
     await tab.reach_limit(line)
     await expect(tab.at("#notices [part~=limit]")).to_be_visible()
+    assert await tab.page.evaluate(check) == []
+    await tab.send(line, stopped(4, reason="limit", session_id=tab.session_id))
+    await expect(tab.at("#receipt")).to_be_visible()
+    assert await tab.page.evaluate(check) == []
+    await line.close(4503)
+    await expect(tab.at("#trouble")).to_be_visible()
     assert await tab.page.evaluate(check) == []
