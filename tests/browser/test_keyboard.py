@@ -1,4 +1,4 @@
-"""Tests that the keyboard reaches and works every control of the page and the elements."""
+"""Tests the page and the elements with the keyboard alone."""
 
 from typing import Any
 
@@ -47,9 +47,9 @@ FOCUSED = """() => {
 
 
 async def reach_all(page: Page) -> list[str]:
-    """Goes through the page with the tabulator; returns what it reached, in order.
+    """Goes through the page by the tabulator.
 
-    It must reach every control, and show where it is.
+    It must reach every control, and show where it is. Returns the controls in its order.
     """
     expected: list[str] = await page.evaluate(CONTROLS)
     await page.evaluate("() => document.activeElement.blur()")
