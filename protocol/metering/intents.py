@@ -80,6 +80,10 @@ class Intents:
         follows_gap = self.first is not None and self.first.event is Event.UNPROVEN
         self._waiting.insert(int(follows_gap), intent)
 
+    def waits(self, event: Event) -> bool:
+        """Whether an intent of ``event`` waits."""
+        return any(intent.event is event for intent in self._waiting)
+
     def take(self) -> Intent:
         """Takes the intent whose turn has come."""
         return self._waiting.pop(0)

@@ -500,7 +500,7 @@ class Meter(MeterState):
             intent = self._intents.take()
             if intent.event is Event.LOST and self.sockets:
                 continue  # another socket has joined
-            step = transitions.step_for(intent, self._moment(now_ms))
+            step = transitions.step_for(intent, self._moment_of(intent, now_ms))
             if step is None:
                 if intent.event is Event.UNPROVEN:
                     self._doubt = None
@@ -519,6 +519,18 @@ class Meter(MeterState):
                 step, self._in_vain = transitions.note(moment), False
             self._wanted = self._hopes = False
             self._ask(step, None)
+
+    def _moment_of(self, intent: Intent, now_ms: int) -> transitions.Moment:
+        """The moment in which an intent is judged.
+
+        If the last socket went after its client's request, a socket that joined since proves
+        nothing of the time between.
+        """
+        moment = self._moment(now_ms)
+        if not (intent.ends_at_request and self._intents.waits(Event.LOST)):
+            return moment
+        ended_ms = max(self.session.standing.settled_ms, self.elapsed_at(intent.at))
+        return msgspec.structs.replace(moment, proven_ms=min(moment.proven_ms, ended_ms))
 
     def _waits_for_answer(self, intent: Intent) -> bool:
         """Whether a client's request waits for the proof of earlier time."""

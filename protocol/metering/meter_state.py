@@ -150,6 +150,14 @@ class MeterState:
         """The step that is on its way to Redis."""
         return self._asked
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether a step is on its way or an event waits.
+
+        A client's request may wait for a proof of life, and the loss of the last socket behind it.
+        """
+        return self._asked is not None or bool(self._intents)
+
     def elapsed_at(self, now_ms: int) -> int:
         """Counted time at ``now_ms``.
 
@@ -440,7 +448,9 @@ class MeterState:
             free_left_ms=self.free_left_ms,
             alive_at=self.alive_at,
             available_micros=(most_micros - needed_micros, most_micros),
-            present=self.sockets > 0,
+            # The answer to a start may be lost, and its socket with it. As long as this process is
+            # noted, it looks after that session, or others do when it dies.
+            present=self.sockets > 0 or not self.session.standing.version,
             farewell_at=self._farewell_at,
             rest=self._rest(now_ms),
             yields=self._yields(now_ms),

@@ -84,7 +84,7 @@ class Membership:
                 await self.live.forget_node(self.live.node)
 
     async def _leaves_sessions(self) -> bool:
-        if any(local.meter.sockets or local.meter.asked for local in self.orphans.registry):
+        if any(local.meter.sockets or local.meter.is_busy for local in self.orphans.registry):
             return True
         return bool([name async for name in self.live.sessions_of_node(self.live.node)])
 

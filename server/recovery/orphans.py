@@ -73,7 +73,7 @@ class Orphans:
             found = await self.live.attach(tenant, session_id, read_only=True)
             await self.registry.turns.take(tenant)
             local = self.registry.local_sessions.get(session_key(tenant, session_id))
-            if local is None or local.meter.sockets or not local.meter.asked:
+            if local is None or local.meter.sockets or not local.meter.is_busy:
                 return found, local
             await _settled(local)
         raise ServiceError("one step of the session follows another")
@@ -90,7 +90,7 @@ class Orphans:
 
         async def look(name: tuple[str, str]) -> None:
             local = self.registry.local_sessions.get(session_key(*name))
-            if local is None or not (local.meter.sockets or local.meter.asked):
+            if local is None or not (local.meter.sockets or local.meter.is_busy):
                 await self.adopt(*name, self.live.node, 0)
 
         names = [name async for name in self.live.sessions_of_node(self.live.node)]

@@ -440,5 +440,5 @@ def _runs(local: LocalSession) -> bool:
     """
     meter = local.meter
     standing = meter.session.standing
-    active = meter.sockets or meter.asked or standing.grace_until is not None
+    active = meter.sockets or meter.is_busy or standing.grace_until is not None
     return bool(standing.version and active)

@@ -113,7 +113,7 @@ class LocalSession:
         self.pending_joins = 0
         """Joins in progress."""
         self.settled = Signal()
-        """Set while no step of this session is on its way."""
+        """Set while no step of this session is on its way or waits."""
         self._timer: Timer | None = None
         self._retry: Timer | None = None
         self._holders: Timer | None = None
@@ -324,10 +324,10 @@ class LocalSession:
             self.owner.leave(self)
             self.settled.set()
             return
-        if self.meter.asked is None:
-            self.settled.set()
-        else:
+        if self.meter.is_busy:
             self.settled.clear()
+        else:
+            self.settled.set()
         now_ms = self.owner.clock.now()
         self._arm()
         if self.meter.counting:

@@ -88,12 +88,12 @@ class SessionTable:
     def release(self, local: LocalSession) -> None:
         """Clears a local session that nothing on this process needs.
 
-        A local session stays while it has a socket here, a join in progress, a step on its way, or
-        a grace that this process looks after.
+        A local session stays while it has a socket here, a join in progress, a step on its way, an
+        event that waits for its turn, or a grace that this process looks after.
         """
         standing = local.meter.session.standing
         is_taken = local.subscribers or local.pending_joins or local.meter.sockets
-        idle = not is_taken and local.meter.asked is None
+        idle = not is_taken and not local.meter.is_busy
         if idle and standing.grace_until is None:
             self.leave(local)
 
@@ -108,6 +108,8 @@ class SessionTable:
             and session.standing.phase is not Phase.ENDED
         ):
             return  # they go on watching it
+        if not session.standing.version and local.failures > 1:
+            self.reconcile_due = True  # Redis may have carried out an unanswered start
         del self.local_sessions[local.key]
         self._list(local, listed=False)
         for subscriber in local.subscribers:

@@ -1,0 +1,64 @@
+"""Found in simulated worlds (see ``traces``): requests of clients that go.
+
+The client of each is gone before the request is answered.
+"""
+
+import pytest
+
+from tests.simulation.driver import Laboratory
+from tests.simulation.traces import NODE, act, pay, run, start, wait
+
+pytestmark = pytest.mark.usefixtures("quiet_logs")
+
+
+@pytest.mark.parametrize("event", ["stop", "pause"])
+@pytest.mark.parametrize("comes_back", [True, False])
+def test_request_in_doubt_outlives_its_socket(
+    lab: Laboratory, event: str, comes_back: bool
+) -> None:
+    """A request of a doubt is carried out although its socket closes.
+
+    The request waited for the answer of an earlier client. Its process cleared the session
+    meanwhile, the request was lost, and the session ran on (seed 500278).
+    """
+    back = act("join", client="again", node=NODE, session="s1", last_seq=0)
+    clients = run(
+        lab,
+        pay("cat9", 9_000_000),
+        act("serve", node="node.b"),
+        act("start", client="first", node="node.b", user="cat9", kind="second", session="s1"),
+        act("cut", client="first"),
+        wait(18.9),
+        act("join", client="second", node=NODE, session="s1", last_seq=0),
+        wait(0.5),
+        act("ask", client="second", session="s1", event=event),
+        act("close", client="second"),
+        *([wait(0.3), back] if comes_back else []),
+        wait(5),
+        act("join", client="last", node="node.b", session="s1", last_seq=0),
+    )
+    answer = clients[-1].messages[0]
+    if event == "pause":
+        assert answer["elapsed_ms"] == 500
+        return
+    (receipt,) = (one["receipt"] for one in answer["missed"] if one["type"] == "stopped")
+    assert (receipt["reason"], receipt["elapsed_ms"]) == ("client", 500)
+
+
+def test_unanswered_start_leaves_no_unserved_session(lab: Laboratory) -> None:
+    """Redis carries out a start whose process has given up.
+
+    No process was noted for such a session. When the process could not repeat the start, because
+    it did not know what others had used of the account, the session ran without end, and held its
+    credits (seed 500072).
+    """
+    run(
+        lab,
+        pay("ann9", 2_000_000),
+        start("s1", user="ann9", kind="minute"),
+        act("cut", client="c-s1"),
+        start("s2", user="ann9", kind="minute"),
+        start("s3", user="ann9", kind="minute"),
+        act("slow_redis", delays=[5_000], ms=90_000),
+        wait(600),
+    )
