@@ -136,6 +136,10 @@ OUTBOX_ENTRIES_MAX: Final = 1_000_000
 """From this length on, a partition's outbox takes no new sessions, spends and holds: they get
 `unavailable`. Running sessions continue, and their use is recorded."""
 PAGE_ROWS_MAX: Final = 500
+CALL_FACTS_READ_MAX: Final = 2_000
+"""Most facts of one run that a reader gets: the newest."""
+CALL_PARTICIPANTS_READ_MAX: Final = 500
+"""Participants of a run that one query reads; a run with more is read in pages."""
 REPORT_BATCH_ROWS: Final = 1_000
 TASK_CANCELLED_AGAIN_S: Final = 1.0
 """How long a cancelled task may clean up before it is cancelled again."""

@@ -39,6 +39,7 @@ from server.api import (
     time_tracking,
     usage,
 )
+from server.calls.service import Calls
 from server.gateway.connection import SUBPROTOCOL, Connection
 from server.gateway.heartbeats import Heartbeats
 from server.gateway.streams import Streams
@@ -216,9 +217,11 @@ def create_app(process: Process, routes: list[BaseRoute] | None = None) -> Starl
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         await process.start()
         forgetting = asyncio.create_task(forget_old_keys(process.records, process.clock))
+        app.state.calls.start()
         try:
             yield
         finally:
+            await app.state.calls.stop()
             await end([forgetting])
             await process.stop()
 
@@ -263,4 +266,5 @@ def create_app(process: Process, routes: list[BaseRoute] | None = None) -> Starl
     app.state.months = Months(process)
     app.state.reported_minutes = ReportedMinutes(process, app.state.usage, app.state.months)
     app.state.reports = 0
+    app.state.calls = Calls(process, {})
     return app

@@ -1,0 +1,12 @@
+-- One run.
+SELECT row_to_json(answer)::text
+FROM (
+    SELECT
+        provider, call_session, call_id, rest_name,
+        CASE WHEN is_parked THEN 'parked' WHEN ended_at IS NULL THEN 'active' ELSE 'ended' END
+            AS state,
+        epoch_ms(seen_at) AS seen_at, epoch_ms(started_at) AS started_at,
+        epoch_ms(ended_at) AS ended_at, epoch_ms(swept_at) AS swept_at
+    FROM call_sessions
+    WHERE provider = $1 AND call_session = $2
+) AS answer
