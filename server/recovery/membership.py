@@ -1,9 +1,10 @@
 """Membership: a process proves that it lives, and learns which others do.
 
 A process that was silent for five seconds is dead. A process that notices this detaches the dead
-process's sockets from their sessions, as of its last proof of life (``sweeper.py``). However much
-there is to sweep, the heartbeat goes on beside it: the sweep must not make this process the next
-dead one.
+process's sockets from their sessions, as of its last proof of life (``sweeper.py``). The heartbeat
+waits for nothing but its own answer. What else a process asks Redis for goes on beside it: the look
+for losses, and the sweep, however long they take. They must not make this process the next dead
+one.
 """
 
 import asyncio
@@ -59,6 +60,8 @@ class Membership:
         self._beating: asyncio.Task[None] | None = None
         self._answering: asyncio.Task[None] | None = None
         self._polling: asyncio.Task[dict[str, int]] | None = None
+        self._looking: asyncio.Task[None] | None = None
+        self._reconcile_due = False
 
     async def start(self) -> None:
         """Sets the clock; then beats every second, and when asked."""
@@ -78,7 +81,8 @@ class Membership:
         A process without sockets leaves the list; the others see that, and look after the graces
         that it began. A process that leaves a socket behind stays in the list, and is swept.
         """
-        await end((self._beating, self.sweeper.task, self._answering, self._polling))
+        await end((self._beating, self._looking))
+        await end((self.sweeper.task, self._answering, self._polling))
         with contextlib.suppress(LiveError):
             if not await self._leaves_sessions():
                 await self.live.forget_node(self.live.node)
@@ -171,17 +175,37 @@ class Membership:
         }
 
     async def _run(self) -> None:
+        took_s = 0.0
         for beats in itertools.count(1):
-            await asyncio.sleep(server_limits.PRESENCE_BEAT_MS / 1000)
+            # A slow answer does not put off the next beat: that one goes out when it is due.
+            await asyncio.sleep(max(0.0, server_limits.PRESENCE_BEAT_MS / 1000 - took_s))
+            sent_at = self.clock.reading()
             try:
                 await self.beat()
                 self.redis_up = True
-                if self.recovery is not None:
-                    await self.recovery.look()
-                self.sweeper.sweep_if_due(reconcile=beats % server_limits.RECONCILE_BEATS == 0)
+                self._look_beside(reconcile=beats % server_limits.RECONCILE_BEATS == 0)
             except LiveError as error:
                 self.redis_up = False
                 log.warning("beat_unanswered", error=str(error))
             except Exception:
                 # If the heartbeat loop dies, peers sweep a live process.
                 log.exception("beat_failed")
+            took_s = self.clock.reading() - sent_at
+
+    def _look_beside(self, *, reconcile: bool) -> None:
+        """Looks for losses and the dead, unless a look goes on."""
+        self._reconcile_due = self._reconcile_due or reconcile
+        if self._looking is None or self._looking.done():
+            self._looking = asyncio.create_task(self._look())
+
+    async def _look(self) -> None:
+        try:
+            if self.recovery is not None:
+                await self.recovery.look()
+            reconcile, self._reconcile_due = self._reconcile_due, False
+            self.sweeper.sweep_if_due(reconcile=reconcile)
+        except LiveError as error:
+            self.redis_up = False
+            log.warning("look_unanswered", error=str(error))
+        except Exception:
+            log.exception("look_failed")

@@ -57,7 +57,7 @@ class Orphans:
                 local = await registry.local_session_of(found.session)
             local.meter.read(found.session, found.notices, registry.clock.now())
             if alive_at is not None:
-                await self._lose(local, node, alive_at)
+                await self._lose(local, node, found.proven_at(node, alive_at))
             else:
                 local.drain()
 
@@ -119,6 +119,7 @@ class Orphans:
         if not missing or len(missing) < len(others):
             return
         name = (found.session.identity.tenant, found.session.identity.session_id)
+        missing = {node: found.proven_at(node, at) for node, at in missing.items()}
         last = max(missing, key=missing.__getitem__)
         for node in (others - {last}) | {self.live.node}:
             await self.live.depart(*name, node)

@@ -7,7 +7,7 @@ the session does, and hears of other processes' steps on the account's channel.
 
 import asyncio
 import contextlib
-import itertools
+import functools
 from typing import Any
 
 import msgspec
@@ -31,7 +31,6 @@ from server.sessions.channel_events import ChannelEvents
 from server.sessions.local_session import LocalSession
 from server.sessions.pending_requests import PendingRequest, Subscriber
 from server.sessions.session_table import SessionTable, new_session
-from server.sessions.step_pipeline import retry_after_ms
 from server.transport.frames import text_frame
 from storage.redis.live import FoundSession, Live, LiveError
 
@@ -77,7 +76,7 @@ class SessionRegistry(SessionTable):
         async with self.lock(tenant, session_id):
             await self._started(tenant, session_id)
             try:
-                found = await self._attached(tenant, session_id, user_id=user_id)
+                found = await self._attached(tenant, session_id, user_id=user_id, asked_at=asked_at)
             except BaseException:
                 # Redis may have attached this process although the reply was lost.
                 self.reconcile_due = True
@@ -104,6 +103,9 @@ class SessionRegistry(SessionTable):
                 # Messages of this moment go to the others; this socket gets a snapshot instead.
                 local.drain()
             self._subscribe(local, subscriber, tick_ms)
+            if self.node in found.joining:
+                confirm = functools.partial(self.live.confirm_join, tenant, session_id)
+                self.run(self.insist(local, confirm))
             missed = _missed(_kept(found, local), last_seq)
             pending = msgspec.structs.replace(pending, missed=missed)
             if joined:
@@ -366,16 +368,9 @@ class SessionRegistry(SessionTable):
         local.drain()
 
     async def _tell_farewell(self, local: LocalSession, at_ms: int) -> None:
-        for failures in itertools.count(1):
-            try:
-                await self.live.farewell(local.meter.session.identity, at_ms)
-                break
-            except LiveError as error:
-                log.warning("farewell_not_told", session=local.key, error=str(error))
-                await asyncio.sleep(retry_after_ms(failures) / 1000)
-            if self.local_sessions.get(local.key) is not local or not local.meter.sockets:
-                return  # a step tells it, or the session has ended
-        local.meter.farewell_told(at_ms)
+        identity = local.meter.session.identity
+        if await self.insist(local, lambda: self.live.farewell(identity, at_ms)):
+            local.meter.farewell_told(at_ms)
 
     def request(
         self, local: LocalSession, event: Event, pending: PendingRequest, reason: str = "client"

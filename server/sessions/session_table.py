@@ -34,7 +34,7 @@ from server.runtime.turns import Turns
 from server.runtime.waiting import Locks
 from server.sessions.holder_looks import HolderLooks
 from server.sessions.local_session import LocalSession
-from server.sessions.step_pipeline import StepPipeline
+from server.sessions.step_pipeline import StepPipeline, retry_after_ms
 from server.sessions.unflushed import UnflushedEntries
 from storage.redis.encoding import burn_line_at
 from storage.redis.live import FoundSession, Live, LiveError, StepOutcome
@@ -132,6 +132,22 @@ class SessionTable:
         # The step that ends a session also detaches the process that makes the step.
         if session.standing.phase is Phase.ENDED and not local.ended_here:
             await self.live.leave(identity.tenant, identity.session_id, self.node)
+
+    async def insist(self, local: LocalSession, tell: Callable[[], Awaitable[None]]) -> bool:
+        """Informs Redis, and tries again until it answers.
+
+        False: the session has no socket here any more.
+        """
+        for failures in itertools.count(1):
+            try:
+                await tell()
+                break
+            except LiveError as error:
+                log.warning("redis_not_informed", session=local.key, error=str(error))
+                await asyncio.sleep(retry_after_ms(failures) / 1000)
+            if self.local_sessions.get(local.key) is not local or not local.meter.sockets:
+                return False
+        return True
 
     def _list(self, local: LocalSession, *, listed: bool) -> None:
         """Lists a local session by account and tenant, or removes it."""

@@ -64,6 +64,16 @@ class FoundSession(msgspec.Struct, frozen=True):
     """The processes that have sockets of the session."""
     farewell_at: int = 0
     """When the user last took leave of the session; 0: never."""
+    joining: dict[str, int] = {}
+    """Processes that have not confirmed a join, and when its socket asked. Such a process may have
+    given up on the join before Redis noted it, so its heartbeats prove no time after that."""
+
+    def proven_at(self, node: str, alive_at: int) -> int:
+        """The last proof of life of a process's sockets.
+
+        ``alive_at`` is the last one of the process.
+        """
+        return min(alive_at, self.joining.get(node, alive_at))
 
 
 class Oldest(NamedTuple):
@@ -183,22 +193,30 @@ class Live(LiveCounters, LiveProcesses):
         user_id: str = "",
         read_only: bool = False,
         watch: bool = False,
+        asked_at: int = 0,
     ) -> FoundSession | None:
         """Attaches this process to a session; None: Redis lacks it.
 
         With ``user_id``, a session that has ended, or belongs to another user, is only read.
         ``read_only`` only reads the session; with ``watch``, the session's steps are then sent on
-        the account's channel even if one process alone serves it.
+        the account's channel even if one process alone serves it. ``asked_at`` is when the socket
+        asked to join; the caller confirms that join (``confirm_join``).
         """
         keys = self.keys
-        fields, notices, nodes, farewell_at = await self._attach(
+        fields, notices, nodes, farewell_at, joining = await self._attach(
             [
                 keys.session(tenant, session_id),
                 keys.notices(tenant, session_id),
                 keys.sockets(tenant, session_id),
                 keys.node(keys.partition(tenant), self.node),
             ],
-            ["" if read_only else self.node, f"{tenant}/{session_id}", int(watch), user_id],
+            [
+                "" if read_only else self.node,
+                f"{tenant}/{session_id}",
+                int(watch),
+                user_id,
+                asked_at,
+            ],
         )
         if not fields:
             return None
@@ -207,6 +225,9 @@ class Live(LiveCounters, LiveProcesses):
             notices=tuple(reversed(notices)),
             nodes=frozenset(node.decode() for node in nodes),
             farewell_at=int(farewell_at),
+            joining={
+                node.decode(): int(at) for node, at in zip(joining[::2], joining[1::2], strict=True)
+            },
         )
 
     async def farewell(self, identity: Identity, at_ms: int) -> None:

@@ -43,6 +43,11 @@ class LiveProcesses(LiveClient):
                 tenant, _, session_id = member.decode().rpartition("/")
                 yield tenant, session_id
 
+    async def confirm_join(self, tenant: str, session_id: str) -> None:
+        """Confirms that a socket has joined: this process's heartbeats prove its life."""
+        key = self.keys.session(tenant, session_id)
+        await self.ask(self.redis.hdel(key, f"joining:{self.node}"))
+
     async def depart(self, tenant: str, session_id: str, node: str) -> None:
         """Removes a process from a session that other processes serve."""
         await self.ask(self.redis.srem(self.keys.sockets(tenant, session_id), node))

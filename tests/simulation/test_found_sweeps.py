@@ -5,8 +5,9 @@ See ``traces``.
 
 import pytest
 
+from tests.simulation.actions import Action, Performer
 from tests.simulation.driver import Laboratory
-from tests.simulation.traces import NODE, act, mishaps, pay, run, start, wait
+from tests.simulation.traces import NODE, SEED, act, mishaps, pay, run, start, wait
 
 pytestmark = pytest.mark.usefixtures("quiet_logs")
 
@@ -221,3 +222,62 @@ def test_peers_count_clients_of_silent_process_to_its_last_proof(lab: Laboratory
         mishaps(NODE, "redis", *[["lost"]] * 12),
         wait(60),
     )
+
+
+def billed(lab: Laboratory, *actions: Action) -> int:
+    """The counted time of the only session, in ms."""
+    performers: list[Performer] = []
+    outcome = lab.run(SEED, 0, actions=actions, started=performers.append)
+    if outcome.failure is not None:
+        raise outcome.failure
+    (row,) = performers[0].world.cluster.postgres.fetch("SELECT elapsed_ms FROM sessions")
+    return int(row["elapsed_ms"])
+
+
+@pytest.mark.parametrize("late_ms", [1_600, 5_000])
+@pytest.mark.parametrize("is_back", [False, True])
+def test_death_after_failed_join_proves_nothing(
+    lab: Laboratory, late_ms: int, is_back: bool
+) -> None:
+    """A process dies that Redis notes for a failed join.
+
+    The last heartbeat of that process counted as a proof of life of the session, which it never
+    served (faults 52015).
+    """
+    back = [act("serve", node="node.c"), wait(3)]
+    back += [act("join", client="back", node="node.c", session="s1", last_seq=0)]
+    found_ms = billed(
+        lab,
+        pay("cat9", 9_000_000),
+        act("serve", node="node.b"),
+        start("s1"),
+        wait(1),
+        act("cut", client="c-s1"),
+        wait(1),
+        act("slow_redis", delays=[late_ms], ms=25_000),
+        act("join", client="c-b", node="node.b", session="s1", last_seq=0),
+        wait(23),
+        act("kill", name="node.b"),
+        wait(4),
+        *(back if is_back else []),
+        act("leave", client="back", session="s1"),
+        wait(120),
+    )
+    assert found_ms <= 2_000
+
+
+def test_death_after_confirmed_join_counts_last_heartbeat(lab: Laboratory) -> None:
+    """A join in running time is confirmed without a step."""
+    found_ms = billed(
+        lab,
+        pay("cat9", 9_000_000),
+        act("serve", node="node.b"),
+        start("s1"),
+        wait(1),
+        act("join", client="c-b", node="node.b", session="s1", last_seq=0),
+        act("close", client="c-s1"),
+        wait(12),
+        act("kill", name="node.b"),
+        wait(120),
+    )
+    assert 11_000 < found_ms <= 13_000

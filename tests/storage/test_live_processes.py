@@ -37,6 +37,11 @@ async def test_all_see_a_heartbeat_until_its_process_is_removed(live: Live) -> N
     assert (await live.look(ask=False)).nodes == {"other": NOW + 1_000}
 
 
+async def test_late_heartbeat_takes_back_no_newer_one(live: Live) -> None:
+    await live.beat(NOW + 4_000, 9.0)
+    assert (await live.beat(NOW, 5.0)).nodes == {"node": NOW + 4_000}
+
+
 async def test_a_process_departs_from_a_session_that_others_serve(live: Live) -> None:
     await serve(live, "node", "other")
     assert await served(live, "node") == [(TENANT, "chat-1")]

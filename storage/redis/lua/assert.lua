@@ -39,6 +39,7 @@ local function present()
   if asserted.present then
     call('SADD', KEYS[3], asserted.node)
     call('SADD', KEYS[9], asserted.session)
+    call('HDEL', KEYS[1], 'joining:' .. asserted.node)
   end
 end
 

@@ -9,7 +9,8 @@
 -- Answers {seconds, microseconds, {node, proof, node, proof …}}; the first two are the
 -- time of Redis.
 
-redis.call('ZADD', KEYS[1], ARGV[2], ARGV[1])
+-- A heartbeat that was long on its way does not take back a newer one.
+redis.call('ZADD', KEYS[1], 'GT', ARGV[2], ARGV[1])
 local time = redis.call('TIME')
 redis.call('HINCRBY', KEYS[2], 'beats', 1)
 redis.call('HSET', KEYS[2], 'redis', time[1] .. string.format('%06d', tonumber(time[2])),

@@ -7,7 +7,8 @@
 --
 -- KEYS   1 session   hash: version, identity, standing, grant, final, mark (the step's name);
 --                    watched, once an observer was on another process; prepared, the
---                    fingerprint of the preparation that the session started from
+--                    fingerprint of the preparation that the session started from;
+--                    joining:<process>, see attach.lua
 --        2 notices   list: the newest notices, encoded, newest first
 --        3 sockets   set: the processes that have sockets of the session
 --        4 account   hash: balance, held, reserved, charged_live, burn, live, version,
@@ -316,6 +317,7 @@ end
 if step.present then
   call('SADD', KEYS[3], step.node)
   call('SADD', KEYS[10], step.session)
+  call('HDEL', KEYS[1], 'joining:' .. step.node)
 end
 if step.grace_until then
   call('ZADD', KEYS[11], whole(step.grace_until), step.session)
