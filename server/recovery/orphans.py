@@ -67,10 +67,11 @@ class Orphans:
         """Reads a session and its local one between two local steps.
 
         The answer to a step of this process may suspend the session or clear the local session.
-        What a dead process's sockets mean for the session is known only after that.
+        What a dead process's sockets mean for the session is known only after that. A session that
+        ended here is not adopted: its end is put back if Redis has lost it.
         """
         for _ in range(server_limits.SETTLED_READS_MAX):
-            found = await self.live.attach(tenant, session_id, read_only=True)
+            found = await self.registry.attached(tenant, session_id, read_only=True)
             await self.registry.turns.take(tenant)
             local = self.registry.local_sessions.get(session_key(tenant, session_id))
             if local is None or local.meter.sockets or not local.meter.is_busy:

@@ -125,6 +125,9 @@ class Recovery:
             log.warning("redis_began_anew")
             self._lose(self._partitions() | {WATCHED_PARTITION})
             self._lost_sessions_at = now_ms + storage_limits.LOST_SESSIONS_AFTER_MS
+        if self.unflushed.in_doubt:
+            self._lose(self.unflushed.in_doubt)
+            self.unflushed.in_doubt = set()
         flushed: dict[int, bytes] = {}
         for partition, (watermark, epoch) in seen.partitions.items():
             if epoch is None or self._epochs.get(partition, epoch) != epoch:

@@ -76,7 +76,7 @@ class SessionRegistry(SessionTable):
         async with self.lock(tenant, session_id):
             await self._started(tenant, session_id)
             try:
-                found = await self._attached(tenant, session_id, user_id=user_id, asked_at=asked_at)
+                found = await self.attached(tenant, session_id, user_id=user_id, asked_at=asked_at)
             except BaseException:
                 # Redis may have attached this process although the reply was lost.
                 self.reconcile_due = True
@@ -114,7 +114,7 @@ class SessionRegistry(SessionTable):
                 self._answer_join(local, pending)
             return local
 
-    async def _attached(self, tenant: str, session_id: str, **how: Any) -> FoundSession | None:
+    async def attached(self, tenant: str, session_id: str, **how: Any) -> FoundSession | None:
         """The session in Redis, restored first if it ended here.
 
         Redis may have come back with an older copy of a session that ended here, or without it. A
@@ -267,7 +267,7 @@ class SessionRegistry(SessionTable):
         tenant = tenant or principal.tenant
         assert tenant is not None
         async with self.lock(tenant, session_id):
-            found = await self._attached(tenant, session_id, read_only=True, watch=True)
+            found = await self.attached(tenant, session_id, read_only=True, watch=True)
             if found is None:
                 return None
             _check_observer(principal, found.session.identity)
@@ -393,7 +393,7 @@ class SessionRegistry(SessionTable):
         raises ``session_ended``.
         """
         async with self.lock(tenant, session_id):
-            found = await self._attached(tenant, session_id, read_only=True, watch=True)
+            found = await self.attached(tenant, session_id, read_only=True, watch=True)
             if found is None:
                 return None
             _check_live(found.session)

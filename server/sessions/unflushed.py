@@ -6,6 +6,7 @@ the partition, ``storage/redis/lua/acknowledge.lua``). With them it keeps the se
 steps ended, which no other process remembers.
 """
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
@@ -18,6 +19,9 @@ from protocol.metering.steps import started_record
 from server import limits as server_limits
 
 log = structlog.get_logger()
+
+NEVER_FLUSHED = 2**53
+"""The time in the id of an entry that no watermark passes."""
 
 
 class UnflushedEntry(msgspec.Struct):
@@ -57,6 +61,9 @@ class UnflushedEntries:
         self._count = 0
         self.dropped = 0
         """Entries that were given up because there were too many."""
+        self._set_aside = itertools.count()
+        self.in_doubt: set[int] = set()
+        """Partitions that had two entries of one id: Redis may have lost the first one."""
 
     def __len__(self) -> int:
         return self._count
@@ -93,7 +100,15 @@ class UnflushedEntries:
             entry_id, records, session if ended else None, notices if ended else (), identity
         )
         entries = self._entries.setdefault(partition, {})
-        self._count += entry_id not in entries
+        before = entries.pop(entry_id, None)
+        if before is not None and list(before.records) != list(records):
+            # Redis was replaced by a copy without that entry, and gave its id to this one. No
+            # watermark shows that the lost entry is in Postgres.
+            before.entry_id = f"{NEVER_FLUSHED}-{next(self._set_aside)}"
+            entries[before.entry_id] = before
+            self.in_doubt.add(partition)
+            before = None
+        self._count += before is None
         entries[entry_id] = kept
         if kept.session is not None:
             self._ends[kept.session.key] = kept

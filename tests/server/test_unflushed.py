@@ -60,3 +60,20 @@ def test_a_session_is_written_before_its_entries() -> None:
         [started, RECORD],
         [RECORD],
     ]
+
+
+def test_two_entries_of_one_id_are_kept() -> None:
+    unflushed = UnflushedEntries()
+    other = EntryPosted("user:bob", "bob", "f", "grant", 1, 1)
+    unflushed.keep(0, "9-0", [RECORD])
+    unflushed.keep(0, "9-0", [RECORD])
+    assert (kept(unflushed), unflushed.in_doubt) == (["9-0"], set())
+    unflushed.keep(0, "9-0", [other])
+    lost, new = unflushed.entries(0)
+    assert ([*lost.records], [*new.records], new.entry_id) == ([RECORD], [other], "9-0")
+    assert (unflushed.in_doubt, len(unflushed)) == ({0}, 2)
+    unflushed.forget({0: b"999999999999999-0"})
+    assert lost in unflushed.entries(0)
+    unflushed.replaced(0, lost, "10-0")
+    unflushed.forget({0: b"10-0"})
+    assert len(unflushed) == 0

@@ -326,3 +326,24 @@ def test_a_dead_process_knew_of_a_leave_that_redis_had_lost(lab: Laboratory) -> 
     )  # fmt: skip
     if outcome.failure is not None:
         raise outcome.failure
+
+
+@pytest.mark.parametrize("unnoticed", [False, True])
+def test_entry_of_lost_id_keeps_its_records(lab: Laboratory, unnoticed: bool) -> None:
+    """A replica without the newest entry gives its id to another one.
+
+    The process that had made both kept the second in place of the first, and the end of a session
+    was lost although its client had the receipt (losses 88019).
+    """
+    clients = run(
+        lab,
+        pay("ann9", 1_000_000),
+        start("s1", user="ann9", kind="recording"),
+        wait(5),
+        act("lag"),
+        act("ask", client="c-s1", session="s1", event="stop"),
+        act("failover", unnoticed=unnoticed),
+        start("s2", user="ann9", kind="capped"),
+        wait(120),
+    )
+    assert clients[0].messages[-1]["receipt"]["elapsed_ms"] == 5_000
