@@ -27,6 +27,11 @@ def run_tool(name: str, *arguments: str, cwd: Path = PACKAGE) -> str:
     return run_command(str(path), *arguments, cwd=cwd)
 
 
+def needs_tools() -> None:
+    """Skips a test that lacks ``node_modules``; fails it in CI."""
+    run_tool("esbuild", "--version")
+
+
 def run_npm(*arguments: str) -> str:
     """Runs npm in the package; returns its output."""
     if shutil.which("npm") is None:

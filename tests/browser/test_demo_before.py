@@ -17,7 +17,7 @@ from tests.browser.mock_server import (
     warning,
     welcome,
 )
-from tests.browser.node import PACKAGE, run_tool
+from tests.browser.node import PACKAGE, needs_tools
 
 __all__ = ["chromium", "context", "mock_server", "tab"]
 
@@ -140,7 +140,7 @@ async def test_forced_colours_hide_no_state(tab: Tab) -> None:
 @pytest.mark.parametrize("look", ["light", "dark", "forced"])
 async def test_axe_finds_no_violation_of_the_page(tab: Tab, look: Any) -> None:
     """From the start to the receipt, and without a connection."""
-    run_tool("esbuild", "--version")  # the tools are installed, or this test is skipped
+    needs_tools()
     await tab.page.emulate_media(
         color_scheme="dark" if look == "dark" else "light",
         forced_colors="active" if look == "forced" else "none",

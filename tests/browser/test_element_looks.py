@@ -18,7 +18,7 @@ from tests.browser.element_fixtures import (
 )
 from tests.browser.fixtures import chromium, mock_server
 from tests.browser.mock_server import MockServer, snapshot, warning
-from tests.browser.node import PACKAGE, run_module, run_tool
+from tests.browser.node import PACKAGE, needs_tools, run_module
 from tests.test_docs import ROOT, section
 
 __all__ = ["chromium", "elements", "mock_server"]
@@ -95,7 +95,7 @@ AXE = """async () => {
 async def test_axe_finds_no_violation(
     chromium: Browser, mock_server: MockServer, look: Any
 ) -> None:
-    run_tool("esbuild", "--version")  # the tools are installed, or this test is skipped
+    needs_tools()
     context = await chromium.new_context(
         color_scheme="dark" if look == "dark" else "light",
         forced_colors="active" if look == "forced" else "none",

@@ -7,7 +7,7 @@ import pytest
 
 from tests.browser.fixtures import ClientPage, chromium, client, mock_server
 from tests.browser.mock_server import tick
-from tests.browser.node import MODULES, run_command, run_tool
+from tests.browser.node import MODULES, needs_tools, run_command, run_tool
 from tests.test_docs import ROOT, section
 
 __all__ = ["chromium", "client", "mock_server"]
@@ -82,6 +82,7 @@ def binding(heading: str) -> str:
 async def test_a_binding_of_the_guide_holds_and_shows_a_session(
     client: ClientPage, tmp_path: Path, heading: str, app: str
 ) -> None:
+    needs_tools()
     (tmp_path / "node_modules").symlink_to(MODULES)
     (tmp_path / "binding.js").write_text(binding(heading))
     (tmp_path / "app.js").write_text(app.replace("OPTIONS", OPTIONS))

@@ -15,7 +15,7 @@ from tests.fixtures.wall_clocks import FakeWallClock
 
 HOUR, DAY = 3_600, 86_400
 RATES = """
-[kinds.call]
+[kinds.talk]
 credits_per_minute = "6"
 increment_seconds = [1, 1]
 reconnect_grace_seconds = 60
@@ -28,7 +28,7 @@ needs_faketime = pytest.mark.skipif(
 async def joins(installation: Installation, token: str) -> tuple[SocketClient, dict[str, Any]]:
     """Joins the session with another socket, and returns its first tick."""
     client, _ = await installation.connect(token)
-    joined = await client.ask("start", kind="call", session_id="call-1", tick_ms=250)
+    joined = await client.ask("start", kind="talk", session_id="call-1", tick_ms=250)
     assert joined["state"] == "active"
     return client, await client.until("tick")
 

@@ -27,7 +27,7 @@ from tests.fixtures.server import SocketClient
 SPEED = 60
 """Counted milliseconds for each real one: a minute is over in a second."""
 RATES = f"""
-[kinds.call]
+[kinds.talk]
 credits_per_minute = "1"
 increment_seconds = [1, 1]
 reconnect_grace_seconds = 120
@@ -69,7 +69,7 @@ class Deployment:
                 for installation in (self.installation, self.other)
             ]
             for client in self.clients[user]:
-                started = await client.ask("start", kind="call", session_id=user, tick_ms=500)
+                started = await client.ask("start", kind="talk", session_id=user, tick_ms=500)
                 assert started["state"] == "active"
 
     async def master_of(self, user: str) -> RedisServer:

@@ -27,7 +27,7 @@ HONEST_IDS = [f"honest-{number}" for number in range(16)]
 USERS = ("user-0", "user-1", "mallory-1", "auth0|5f7c", "ann+x@example.com", "a=b~c", None)
 INSIDE_PATH = "/fuzz/inside"
 """The path at which the attacked server shows its internal counts; see ``served``."""
-KINDS = ("chat", "call", "lesson")
+KINDS = ("chat", "talk", "lesson")
 KEYED = ("/grants", "/spend", "/holds", "/post", "/void", "/adjustments")
 """Ends of the paths that take an idempotency key."""
 FIELDS = (

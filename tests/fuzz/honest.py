@@ -31,7 +31,7 @@ stop_grace_seconds = 1
 reconnect_grace_seconds = 1
 speed = {SPEED}
 
-[kinds.call]
+[kinds.talk]
 credits_per_minute = "6"
 increment_seconds = [60, 60]
 reconnect_grace_seconds = 1
@@ -53,9 +53,9 @@ gap = "bill"
 [operations]
 script_generation = "1"
 """
-FREE_MS = {"chat": 30_000, "call": 0, "lesson": 0}
-PRICE = {"chat": Decimal(1), "call": Decimal(6), "lesson": Decimal(0)}
-INCREMENT_MS = {"chat": 1_000, "call": 60_000, "lesson": 60_000}
+FREE_MS = {"chat": 30_000, "talk": 0, "lesson": 0}
+PRICE = {"chat": Decimal(1), "talk": Decimal(6), "lesson": Decimal(0)}
+INCREMENT_MS = {"chat": 1_000, "talk": 60_000, "lesson": 60_000}
 
 
 def charge(kind: str, elapsed_ms: int) -> Decimal:

@@ -144,7 +144,7 @@ class Run:
             tenant = self._tenant(number)
             await self.backend.grant(user_id, tenant)
             client = await connect_honest(self.installation.port, number, self._token(number))
-            kind = ("chat", "call", "chat", "lesson")[number // 2 % 4]
+            kind = ("chat", "talk", "chat", "lesson")[number // 2 % 4]
             self.honest.append(Honest(number, kind, number >= 12, client))
         await asyncio.gather(*(honest.begin() for honest in self.honest))
         self.reading = [asyncio.ensure_future(honest.live()) for honest in self.honest]

@@ -16,7 +16,7 @@ from tests.fixtures.server import TIMEOUT_S, SocketClient, StartServer, TestServ
 CREDIT = 1_000_000
 
 KINDS = """
-[kinds.call]
+[kinds.talk]
 credits_per_minute = "6"
 increment_seconds = [60, 60]
 
@@ -50,7 +50,7 @@ class BilledSession:
 
         An increment has begun, so it is charged.
         """
-        await self.client.ask("start", kind="call", session_id="bill-1")
+        await self.client.ask("start", kind="talk", session_id="bill-1")
 
         async def is_charged() -> bool:
             # An increment is billed once it has begun, and proven: not if the pause comes in

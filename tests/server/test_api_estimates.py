@@ -27,7 +27,7 @@ free_seconds = 60
 credits_per_minute = "1"
 increment_seconds = [1, 1]
 
-[kinds.call]
+[kinds.talk]
 credits_per_minute = "2.5"
 increment_seconds = [60, 30]
 max_session_seconds = 900
@@ -113,7 +113,7 @@ def assert_same(estimate: Any, started: Any, since_ms: int = 5_000) -> None:
 # --- Through the real server -----------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["chat", "call", "pair", "day", "recording", "lesson"])
+@pytest.mark.parametrize("kind", ["chat", "talk", "pair", "day", "recording", "lesson"])
 @pytest.mark.parametrize("amount", ["0.000001", "0.75", "20"])
 async def test_start_shows_what_was_estimated(server: TestServer, kind: str, amount: str) -> None:
     await funded(server, amount)
@@ -153,12 +153,12 @@ async def test_free_time_is_what_the_scope_leaves(server: TestServer) -> None:
 async def test_other_sessions_burn_too(server: TestServer) -> None:
     await funded(server, "12")
     client = await server.login("ann", org="acme")
-    alone = await estimated(server, "kind=call")
+    alone = await estimated(server, "kind=talk")
     for number in range(2):
         await begun(client, f"chat-{number}", "chat")
-    estimate = await estimated(server, "kind=call")
+    estimate = await estimated(server, "kind=talk")
     assert estimate["remaining_ms"] < alone["remaining_ms"]
-    assert_same(estimate, await begun(client, "call", "call"))
+    assert_same(estimate, await begun(client, "talk", "talk"))
 
 
 async def test_months_bound_it_and_an_estimate_changes_nothing(server: TestServer) -> None:
@@ -215,7 +215,7 @@ async def test_what_a_start_refuses_an_estimate_refuses(
         ("", token, 400, "bad_message"),
         ("kind=a/b", token, 400, "bad_message"),
         ("kind=nothing", token, 422, "unknown_kind"),
-        ("kind=call", only_chat, 403, "forbidden"),
+        ("kind=talk", only_chat, 403, "forbidden"),
         ("session_id=s2&kind=chat", only_chat, 403, "forbidden"),
         ("session_id=theirs", token, 403, "forbidden"),
         ("kind=chat&user=ben", token, 403, "forbidden"),
@@ -245,10 +245,10 @@ async def test_months_allotment_that_a_start_would_bring_counts(
     rates.write_text(CARD.replace('allotment = "0"', 'allotment = "8"'))
     server = await start_server(rates=rates)
     client_token = server.token("ann", org="acme")
-    estimate = await estimated(server, "kind=call", client_token)
+    estimate = await estimated(server, "kind=talk", client_token)
     assert estimate["credits"] == "8"
     client = await server.login("ann", org="acme")
-    assert_same(estimate, await begun(client, "s1", "call"))
+    assert_same(estimate, await begun(client, "s1", "talk"))
 
 
 # --- Any terms, any state --------------------------------------------------------------

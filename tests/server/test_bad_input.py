@@ -143,7 +143,7 @@ async def test_unknown_fields_are_ignored(scene: BilledSession) -> None:
 
 async def test_a_binary_frame_is_answered(scene: BilledSession) -> None:
     await scene.client.connection.send(b'{"type":"ping","id":7}')
-    answer = await scene.client.receive()
+    answer = await scene.client.until("error")
     assert (answer["type"], answer["code"]) == ("error", "bad_message")
 
 
@@ -153,7 +153,7 @@ async def test_16_kib_are_read_and_more_is_1009(scene: BilledSession) -> None:
     whole = message("ping", x="y" * (16 * 1024 - len(frame)))
     assert len(whole) == 16 * 1024
     await client.connection.send(whole)
-    assert (await client.receive())["type"] == "pong"
+    await client.until("pong")
     await client.connection.send(whole + " ")
     assert await closed(client) == (1009, [])
 
@@ -271,14 +271,14 @@ async def test_a_start_that_the_balance_forbids(scene: BilledSession) -> None:
     server = scene.server
     poor = await server.login("bob")
     for _ in range(2):
-        answer = await poor.ask("start", kind="call", session_id="call-1")
+        answer = await poor.ask("start", kind="talk", session_id="call-1")
         assert (answer["code"], answer["limit"]) == ("limit_reached", "credits")
         assert answer["retryable"] is False
     # Nothing is left of it: it starts when there is something to start with.
     assert len(list(server.process.registry)) == 1
     assert await server.process.live.attach("user:bob", "call-1", read_only=True) is None
     await server.grant(10 * CREDIT, "bob")
-    started = await poor.ask("start", kind="call", session_id="call-1")
+    started = await poor.ask("start", kind="talk", session_id="call-1")
     assert (started["type"], started["state"]) == ("session", "active")
 
 
@@ -377,7 +377,7 @@ async def test_too_many_sessions_on_a_socket(
         answer = await scene.client.ask(type_, kind="chat", session_id="one-more")
         assert (answer["code"], answer["retryable"]) == ("rate_limited", True)
     # What it has already is no more.
-    assert (await scene.client.ask("start", kind="call", session_id="bill-1"))["type"] == "session"
+    assert (await scene.client.ask("start", kind="talk", session_id="bill-1"))["type"] == "session"
     assert (await scene.client.ask("watch", session_id="bill-1"))["type"] == "session"
 
 
@@ -389,5 +389,5 @@ async def test_too_many_sockets_of_a_session(
     monkeypatch.setattr(server_limits, "OBSERVERS_PER_SESSION_MAX", 0)
     other = await scene.server.login()
     for type_ in ("start", "watch"):
-        answer = await other.ask(type_, kind="call", session_id="bill-1")
+        answer = await other.ask(type_, kind="talk", session_id="bill-1")
         assert (answer["code"], answer["retryable"]) == ("rate_limited", True)

@@ -149,7 +149,7 @@ async def test_no_authentication_in_time_closes_4501(
 async def test_the_first_message_is_auth(scene: BilledSession) -> None:
     client = await scene.server.connect()
     requests = {
-        "start": {"kind": "call", "session_id": "bill-1"},
+        "start": {"kind": "talk", "session_id": "bill-1"},
         "resume": {"session_id": "bill-1"},
         "stop": {"session_id": "bill-1"},
         "watch": {"session_id": "bill-1"},

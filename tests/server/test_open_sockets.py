@@ -7,7 +7,7 @@ import socket
 import struct
 
 import pytest
-from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.exceptions import InvalidStatus
 
 from protocol import limits
 from protocol.metering.states import Phase
@@ -46,7 +46,7 @@ async def test_reconnect_says_how_far_to_spread(
 
 @BOTH_CARRIERS
 async def test_a_storm_of_clients_is_served(server: TestServer) -> None:
-    clients = await asyncio.gather(*(server.login(f"user-{number}") for number in range(150)))
+    clients = await asyncio.gather(*(server.login(f"user-{number}") for number in range(60)))
     answers = await asyncio.gather(
         *(client.ask("start", kind="chat", session_id="chat-1") for client in clients)
     )
@@ -70,7 +70,7 @@ async def test_a_flood_is_rate_limited_and_then_closed(
     limited = await client.ask("ping")
     assert (limited["code"], limited["retryable"]) == ("rate_limited", True)
     await client.write("{not JSON, and too often")
-    assert (await client.receive())["code"] == "rate_limited"
+    assert (await client.until("error"))["code"] == "rate_limited"
     for _ in range(server_limits.REFUSALS_PER_SOCKET_MAX - 1):
         await client.send("stop", session_id="bill-1")
     code, types = await closed(client)
@@ -270,12 +270,11 @@ async def test_a_client_that_vanishes_while_it_connects_is_no_error(
 
 async def test_a_session_is_not_stopped_by_a_socket_that_breaks_off(scene: BilledSession) -> None:
     client = await scene.server.login()
-    await client.ask("start", kind="call", session_id="bill-1")
+    await client.ask("start", kind="talk", session_id="bill-1")
     # Cut in the middle of a message: the frame announces 100 bytes and has ten.
     client.connection.transport.write(b"\x81\xe4\0\0\0\0" + b'{"type":"s')
     client.connection.transport.abort()
-    with pytest.raises(ConnectionClosed):
-        await client.receive()
+    await closed(client)
 
     async def gone() -> bool:
         return len(scene.server.process.sockets.connections) == 1
