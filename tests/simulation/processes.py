@@ -155,6 +155,8 @@ class ServerHost(Host):
     ) -> None:
         super().__init__(loop, redis, postgres, name, limits.REDIS_TIMEOUT_MS)
         self.round_trip_ms = 20
+        self.began_late = False
+        """Messages of a living process took seconds when this one started."""
         host, _, number = name.partition(".")
         usage = SimpleNamespace(over=PostgresLink.usage)
         with (

@@ -65,6 +65,13 @@ class RedisLink:
         """The last instant on the loop at which a message arrived that its sender had given up."""
         self._late: set[asyncio.Task[None]] = set()
 
+    @property
+    def is_late(self) -> bool:
+        """Whether a next message, or one under way, takes long."""
+        return bool(self._late) or any(
+            mishap.kind not in ("none", "twice") for mishap in self.mishaps
+        )
+
     async def send(self, commands: Sequence[Command]) -> list[Any]:
         """Sends commands together. Returns their answers."""
         await asyncio.sleep(0)  # other ready tasks run first, as with a real socket

@@ -117,3 +117,17 @@ def test_time_follows_last_heartbeat_while_none_arrives(lab: Laboratory) -> None
         act("serve", node="node.b"),
         wait(10),
     )
+
+
+def test_start_beside_late_heartbeat_may_take_time_of_redis(lab: Laboratory) -> None:
+    """Redis is stepped, and the next heartbeat is late (faults 52147).
+
+    docs/reliability.md names the case. The auditor knew it only where Redis was slow for all.
+    """
+    run(
+        lab,
+        act("step_clock", where="redis", ms=300),
+        mishaps(NODE, "redis", ["none", 1_600], ["late", 4_000]),
+        act("serve", node="node.b"),
+        wait(10),
+    )

@@ -220,6 +220,7 @@ class VirtualCluster:
         if not self.nodes:
             self.tended_since = self.now
         self.began_slowly |= self.now < self.slow_until
+        host.began_late = any(node.line.is_late for node in self.nodes)
         self.servers.append(host)
         self.stir()
         await self.finished(host.act(host.process.start()))
