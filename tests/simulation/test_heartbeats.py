@@ -18,7 +18,7 @@ from server.access.principals import Principal
 from server.access.rate_limits import UserStarts
 from server.gateway.heartbeats import Heartbeats
 from server.runtime.rate_card_file import load_rate_card
-from server.sessions import registry
+from server.sessions import session_table
 from storage.audit import audit_live, audit_record
 from storage.redis.live import LiveError
 from tests.fixtures.database import Connection
@@ -390,7 +390,7 @@ async def test_farewell_is_told_when_redis_is_back(
         await real(*arguments)
 
     monkeypatch.setattr(node.live, "farewell", late)
-    monkeypatch.setattr(registry, "retry_after_ms", lambda _: 0)
+    monkeypatch.setattr(session_table, "retry_after_ms", lambda _: 0)
     await browser.close()
     await cluster.settle()
     assert asked == 3
