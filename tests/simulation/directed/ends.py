@@ -93,6 +93,12 @@ ENDS = {
         (RESUME, wait(1.3), STOP, FLUSH, wait(0.2)), (STOP_2,), (), counted(60.3, 60.3)),
     "two ends, and the lost one is shorter": _end(
         (STOP, wait(0.2)), (RESUME_2, wait(0.1), STOP_2), (), counted(59.1, 59.1)),
+    "two ends without a charge, and the lost one is longer": _end(
+        (RESUME, wait(1.3), STOP, wait(0.2)), (STOP_2,), (), counted(21.3, 21.3), at=20,
+        kind="day"),
+    "two ends without a charge, and the lost one is shorter": _end(
+        (STOP, wait(0.2)), (RESUME_2, wait(0.1), STOP_2), (), counted(20.1, 20.1), at=20,
+        kind="day"),
     "two ends, and the shorter one is recorded": _end(
         (STOP, FLUSH, wait(0.2)), (RESUME_2, wait(3), STOP_2), (DEATH,)),
 }  # fmt: skip

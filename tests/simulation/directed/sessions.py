@@ -1,5 +1,7 @@
 """Directed worlds of sessions: serving, observing, preparing, and sharing between sessions."""
 
+from tests.simulation.actions import Action
+from tests.simulation.directed.forks import counted
 from tests.simulation.directed.steps import (
     EMPTY,
     FAILOVER,
@@ -27,6 +29,12 @@ from tests.simulation.people import CREDIT
 from tests.simulation.traces import NODE, act, mishaps, pay, start, wait
 
 FEW = {"user": "cat9", "kind": "few"}
+
+
+def _heartbeat(session: str = "s1", user: str = "cat9", node: str = OTHER) -> Action:
+    """A heartbeat over HTTP proves a life in advance."""
+    return act("heartbeat", node=node, user=user, session=session)
+
 
 SESSIONS = {
     "a user has as many sessions as the kind allows": Directed((
@@ -102,6 +110,15 @@ SESSIONS = {
         SERVE, RICH, start("s1"), join("c2", "s1"), wait(10),
         act("leave", client="c-s1", session="s1"), wait(30),
         act("leave", client="c2", session="s1"), wait(60),
+    )),
+    "who leaves ends the proof of a heartbeat elsewhere": Directed((
+        SERVE, RICH, start("s1"), wait(10), _heartbeat(), wait(5),
+        act("leave", client="c-s1", session="s1"), wait(30), counted(15, 15.1), wait(30),
+    )),
+    "who leaves beside a socket ends the proof of a heartbeat elsewhere": Directed((
+        SERVE, RICH, start("s1"), join("c2", "s1", NODE), wait(10), _heartbeat(), wait(5),
+        act("leave", client="c-s1", session="s1"), wait(5), act("cut", client="c2"), wait(45),
+        counted(15, 21), wait(30),
     )),
     "many notices are kept, and no more": Directed((
         pay("cat9", CREDIT // 2), start("s1"),
