@@ -5,12 +5,7 @@ sends a byte now and then. This client follows redirects within the site, sends 
 own, reads a bounded body until a deadline, and skips keys that it cannot use.
 """
 
-import contextlib
-import http.client
 import json
-import os
-import socket
-import threading
 import urllib.request
 from collections.abc import Callable
 from typing import IO, Any, Final
@@ -19,6 +14,7 @@ from urllib.parse import SplitResult, urlsplit
 import jwt
 
 from server import limits as server_limits
+from server.runtime.bounded_http import HttpFailedError, request
 
 USER_AGENT: Final = "Taximeter/0.1 (JWKS)"
 
@@ -37,22 +33,19 @@ def fetch_with(url: str) -> Callable[[], list[jwt.PyJWK]]:
 
 
 def _fetch(url: str) -> list[jwt.PyJWK]:
-    deadline = _Deadline(server_limits.JWKS_TIMEOUT_MS / 1000)
-    opener = urllib.request.build_opener(_Http(deadline), _Https(deadline), _WithinSite(url))
-    request = urllib.request.Request(  # noqa: S310 -- the settings take http and https alone
-        url, headers={"User-Agent": USER_AGENT, "Accept": "application/json"}
-    )
     try:
-        with deadline, opener.open(request, timeout=deadline.seconds) as response:
-            body = response.read(server_limits.JWKS_BYTES_MAX + 1)
-    except Exception as error:
-        reason = "it took too long" if deadline.passed else str(error) or type(error).__name__
-        raise KeySetError(reason) from error
-    if deadline.passed:
-        raise KeySetError("it took too long")
-    if len(body) > server_limits.JWKS_BYTES_MAX:
-        raise KeySetError(f"the key set is over {server_limits.JWKS_BYTES_MAX} bytes")
-    return parse_key_set(body)
+        answer = request(
+            url,
+            headers={"User-Agent": USER_AGENT, "Accept": "application/json"},
+            redirects=_WithinSite(url),
+            timeout_ms=server_limits.JWKS_TIMEOUT_MS,
+            bytes_max=server_limits.JWKS_BYTES_MAX,
+        )
+    except HttpFailedError as error:
+        raise KeySetError(str(error)) from error
+    if answer.status >= 300:
+        raise KeySetError(f"the answer is {answer.status}")
+    return parse_key_set(answer.body)
 
 
 def parse_key_set(body: bytes) -> list[jwt.PyJWK]:
@@ -94,85 +87,6 @@ def _key(member: Any) -> jwt.PyJWK | None:
     except Exception:
         # PyJWT and its cryptography raise various errors for bad fields.
         return None
-
-
-class _Deadline:
-    """Ends a fetch when its time is over.
-
-    It does so wherever the fetch's thread waits for the peer. Socket time-outs begin anew with each
-    byte. This deadline shuts the connection down.
-    """
-
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
-        self.passed = False
-        self._handles: list[socket.socket] = []
-        self._lock = threading.Lock()
-        self._timer = threading.Timer(seconds, self._pass)
-        self._timer.daemon = True
-
-    def __enter__(self) -> None:
-        self._timer.start()
-
-    def __exit__(self, *_: object) -> None:
-        self._timer.cancel()
-        with self._lock:
-            for handle in self._handles:
-                handle.close()
-            self._handles.clear()
-
-    def connect(self, *arguments: Any, **options: Any) -> socket.socket:
-        """A connection like that of ``socket.create_connection``, ended by the deadline."""
-        connection = socket.create_connection(*arguments, **options)
-        with self._lock:
-            # TLS takes the socket over, so the handle is a descriptor of its own.
-            self._handles.append(socket.socket(fileno=os.dup(connection.fileno())))
-        if self.passed:
-            self._pass()
-        return connection
-
-    def _pass(self) -> None:
-        self.passed = True
-        with self._lock:
-            for handle in self._handles:
-                with contextlib.suppress(OSError):  # the connection may be gone already
-                    handle.shutdown(socket.SHUT_RDWR)
-
-
-class _Http(urllib.request.HTTPHandler):
-    """Opens http connections under a deadline."""
-
-    def __init__(self, deadline: _Deadline) -> None:
-        super().__init__()
-        self._deadline = deadline
-
-    def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
-        """Opens a request over http."""
-
-        def connection(host: str, **options: Any) -> http.client.HTTPConnection:
-            made = http.client.HTTPConnection(host, **options)
-            made._create_connection = self._deadline.connect  # type: ignore[attr-defined]
-            return made
-
-        return self.do_open(connection, req)
-
-
-class _Https(urllib.request.HTTPSHandler):
-    """Opens https connections under a deadline."""
-
-    def __init__(self, deadline: _Deadline) -> None:
-        super().__init__()
-        self._deadline = deadline
-
-    def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
-        """Opens a request over https."""
-
-        def connection(host: str, **options: Any) -> http.client.HTTPSConnection:
-            made = http.client.HTTPSConnection(host, **options)
-            made._create_connection = self._deadline.connect  # type: ignore[attr-defined]
-            return made
-
-        return self.do_open(connection, req)
 
 
 def _port(url: SplitResult) -> int | None:
