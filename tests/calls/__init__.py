@@ -1,0 +1,1 @@
+"""Call providers that are not there: what they send and answer."""
