@@ -29,7 +29,8 @@ class Fact(msgspec.Struct, frozen=True, kw_only=True):
     provider: str
     """The adapter's name: ``stream``, ``livekit``, ``daily``."""
     call: str
-    """The call's id in ``PUT /v1/calls/{id}``. Stream: the cid; LiveKit: the room's sid."""
+    """The call's id in ``PUT /v1/calls/{id}``. Stream: the cid; LiveKit: the room's sid; Daily: the
+    room's name."""
     call_session: str
     """One run of the call."""
     participant: str | None
@@ -45,7 +46,8 @@ class Fact(msgspec.Struct, frozen=True, kw_only=True):
     key: str
     """From the signed body: equal for a repetition of the same event, never for another event."""
     custom: dict[str, str] = {}
-    """The call's custom data: it may map the call (payer, org, kind). It is as trustworthy as the
+    """The call's custom data: it may map the call (payer, org, kind). Empty also where an event
+    does not carry it: other facts of the call may, and a sweep does. It is as trustworthy as the
     application's permission to write it: Stream's clients may be allowed to."""
     rest_name: str = ""
     """The provider's REST knows the call by this name; empty: by `call`."""
@@ -71,6 +73,8 @@ class Presence(msgspec.Struct, frozen=True, kw_only=True):
     from_at_ms: int
     to_at_ms: int | None
     """None: the device is in the call as of `CallTruth.asked_at_ms`."""
+    duration_ms: int | None = None
+    """The provider's own figure for the stretch."""
 
 
 class CallTruth(msgspec.Struct, frozen=True, kw_only=True):
@@ -93,6 +97,8 @@ class CallTruth(msgspec.Struct, frozen=True, kw_only=True):
     """False: the sweep's budget ended first, and participants may be missing."""
     durations_ms: dict[str, int] = {}
     """The provider's figure for each participant, all devices summed; empty without one."""
+    custom: dict[str, str] = {}
+    """The call's custom data, as in :class:`Fact`."""
 
 
 class EventRefusal(enum.StrEnum):
@@ -157,11 +163,11 @@ class Adapter(Protocol):
     def event_key(self, body: bytes) -> str:
         """The key of a verified event: also of one without facts.
 
-        The event's first fact has the same key, further ones have a suffix. At most 128 characters.
+        The keys of its facts begin with it. At most 128 characters.
         """
 
     def facts(self, body: bytes) -> list[Fact]:
-        """The facts of a verified event. Pure.
+        """The facts of a verified event, earliest first. Pure.
 
         Empty for an event without a meaning for the meter. Raises :class:`RefusedEventError`
         (malformed).

@@ -2,6 +2,7 @@
 
 from typing import Final
 
+from server.limits import JWT_LEEWAY_MS
 from storage import limits as storage_limits
 
 USER_HASH_CHARACTERS: Final = 22  # PROTOCOL
@@ -45,6 +46,36 @@ CALL_SWEEP_LEASE_MS: Final = 60_000
 """Time after which another process may sweep a run that a process took and did not sweep."""
 CALL_SWEEP_FAILURES_MAX: Final = 100
 """Failed sweeps after which a run is not swept any more: about four days."""
+CALL_EVENT_BYTES_MAX: Final = 512 * 1024
+"""Largest event of a call provider, as it is sent and once it is unpacked. An event lists the
+call's members: 600 bytes for each."""
+CALL_EVENT_SLICE_BYTES: Final = 16 * 1024
+"""Bytes of a packed event that are unpacked at once, and most bytes that they become at once."""
+CALL_EVENT_AGE_MS_MAX: Final = 24 * 3_600_000
+"""Oldest event of a call provider that is taken: providers repeat an event for minutes, and the
+inbox remembers its events for much longer."""
+CALL_EVENT_AHEAD_MS_MAX: Final = 300_000
+"""How far a call provider's clock may be ahead of ours."""
+CALL_ID_CHARACTERS_MAX: Final = 256
+"""Longest id that a call provider gives: a call's, a run's, a user's or a device's."""
+CALL_SECONDS_MAX: Final = 366 * 86_400
+"""Longest stretch of a call that a provider's figure is believed for."""
+CALL_CUSTOM_FIELDS_MAX: Final = 32
+"""Fields of a call's custom data that a fact keeps."""
+CALL_CUSTOM_CHARACTERS_MAX: Final = 256
+"""Longest name or value of a call's custom data; longer ones are left out."""
+CALL_REST_TIMEOUT_MS: Final = 10_000
+"""One request to a call provider, from its connection to the last byte of the answer."""
+CALL_REST_BYTES_MAX: Final = 4 * 1024 * 1024
+CALL_REST_AT_ONCE_MAX: Final = 8
+"""Threads that wait for a call provider's REST."""
+CALL_SWEEP_PAGE_ROWS: Final = 100
+CALL_SWEEP_PAGES_MAX: Final = 50
+"""Pages of a call's participants that one sweep reads."""
+CALL_TOKEN_MS: Final = 60_000
+"""Life of a token for a call provider's REST: one request."""
+CALL_TOKEN_BACKDATED_MS: Final = 5_000
+"""How long before now such a token begins: the provider's clock may be behind ours."""
 
 # --- Relations -----------------------------------------------------------------------
 
@@ -55,3 +86,11 @@ assert CALL_SWEEP_MS < CALL_SWEEP_LEASE_MS <= CALL_SWEEP_INTERVAL_MS
 assert CALL_SWEEPS_PER_LOOK_MAX <= storage_limits.DATABASE_CONNECTIONS_MAX
 assert CALL_FACTS_TAKEN_MAX <= CALL_FACTS_WAITING_MAX
 assert 2 * CALL_RUNS_APPLIED_AT_ONCE_MAX < storage_limits.DATABASE_CONNECTIONS_MAX
+# A clock that is ahead is no sign of a forged event.
+assert JWT_LEEWAY_MS < CALL_EVENT_AHEAD_MS_MAX < CALL_EVENT_AGE_MS_MAX
+assert CALL_EVENT_SLICE_BYTES < CALL_EVENT_BYTES_MAX
+# A request to a provider ends while its token is good.
+assert CALL_REST_TIMEOUT_MS < CALL_TOKEN_MS
+# A body that is young enough to be taken is still known to the inbox.
+assert 2 * CALL_EVENT_AGE_MS_MAX < CALL_FACTS_KEPT_MS
+assert 2 * CALL_REST_TIMEOUT_MS < CALL_SWEEP_MS

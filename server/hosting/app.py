@@ -20,6 +20,7 @@ from server import limits as server_limits
 from server.api import (
     accounts,
     adjustments,
+    calls,
     demo,
     description,
     estimates,
@@ -39,6 +40,7 @@ from server.api import (
     time_tracking,
     usage,
 )
+from server.calls.providers import CallProviders
 from server.calls.service import Calls
 from server.gateway.connection import SUBPROTOCOL, Connection
 from server.gateway.heartbeats import Heartbeats
@@ -212,6 +214,7 @@ def _middleware(process: Process) -> list[Middleware]:
 
 def create_app(process: Process, routes: list[BaseRoute] | None = None) -> Starlette:
     """The ASGI application of a process, which it starts and stops."""
+    providers = CallProviders(process.settings, process.clock.now)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -223,6 +226,7 @@ def create_app(process: Process, routes: list[BaseRoute] | None = None) -> Starl
         finally:
             await app.state.calls.stop()
             await end([forgetting])
+            providers.close()
             await process.stop()
 
     all_routes: list[BaseRoute] = [
@@ -244,6 +248,7 @@ def create_app(process: Process, routes: list[BaseRoute] | None = None) -> Starl
         *statistics.ROUTES,
         *time_tracking.ROUTES,
         *reports.ROUTES,
+        *calls.ROUTES,
         *(routes or []),
     ]
     if process.settings.is_development:
@@ -266,5 +271,5 @@ def create_app(process: Process, routes: list[BaseRoute] | None = None) -> Starl
     app.state.months = Months(process)
     app.state.reported_minutes = ReportedMinutes(process, app.state.usage, app.state.months)
     app.state.reports = 0
-    app.state.calls = Calls(process, {})
+    app.state.calls = Calls(process, providers.adapters)
     return app

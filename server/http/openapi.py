@@ -133,6 +133,7 @@ MEANINGS = {
     404: "The object does not exist, or belongs to another user.",
     409: "The same request is in progress, or the object's state forbids the call.",
     413: f"The body is over {server_limits.BODY_BYTES_MAX} bytes.",
+    415: "The body is packed in a way that is not unpacked here.",
     422: "The request is well-formed, but cannot be done.",
     429: "Too many requests; `Retry-After` says when to try again.",
     503: "A service that the server needs does not answer; the same request may succeed later.",

@@ -112,6 +112,9 @@ class Metrics:
         self._add_sessions()
         self._add_claims()
         self._add_record()
+        self.call_events = self._counter(
+            "call_events_total", "Events of call providers received", "provider", "outcome"
+        )
 
     def render(self) -> tuple[bytes, str]:
         """The answer to ``GET /metrics``: the body and its content type."""

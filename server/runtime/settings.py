@@ -4,6 +4,7 @@ PROTOCOL section 3 names them. All errors are reported at once, before anything 
 name of the variable and without its value.
 """
 
+import base64
 from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
@@ -68,6 +69,17 @@ class Settings(BaseSettings):
     uncovered_ms: int = Field(
         default=limits.UNCOVERED_MS_DEFAULT, ge=0, le=server_limits.UNCOVERED_MS_MAX
     )
+    stream_api_key: str | None = Field(default=None, min_length=1)
+    stream_secret_key: SecretStr | None = None
+    stream_api_url: str = "https://video.stream-io-api.com"
+    livekit_url: str | None = None
+    """Of the project or server; LiveKit shows it with ``wss``, which is read as https."""
+    livekit_api_key: str | None = Field(default=None, min_length=1)
+    livekit_api_secret: SecretStr | None = None
+    daily_api_key: SecretStr | None = None
+    daily_webhook_secret: SecretStr | None = None
+    """The webhook's `hmac`, in base64 as Daily shows it."""
+    daily_api_url: str = "https://api.daily.co/v1"
     log_format: Literal["console", "json"] = "console"
     metrics_port: int | None = Field(default=None, ge=1, le=65_535 - server_limits.WORKERS_MAX)
     """Port for the health and metrics of a process: the first one of ``--workers`` uses this port,
@@ -120,6 +132,34 @@ class Settings(BaseSettings):
         if url is not None and urlsplit(url).scheme not in ("http", "https"):
             raise ValueError("must be an http or https URL")
         return url
+
+    @field_validator("stream_api_url", "daily_api_url")
+    @classmethod
+    def _check_rest_url(cls, url: str) -> str:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query:
+            raise ValueError("must be an http or https URL")
+        return url
+
+    @field_validator("livekit_url")
+    @classmethod
+    def _check_livekit_url(cls, url: str | None) -> str | None:
+        if url is None:
+            return None
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https", "ws", "wss") or not parts.hostname or parts.query:
+            raise ValueError("must be an http, https, ws or wss URL")
+        return url
+
+    @field_validator("daily_webhook_secret")
+    @classmethod
+    def _check_webhook_secret(cls, secret: SecretStr | None) -> SecretStr | None:
+        if secret is not None:
+            try:
+                base64.b64decode(secret.get_secret_value(), validate=True)
+            except ValueError:
+                raise ValueError("must be base64, as Daily shows it") from None
+        return secret
 
     @field_validator("redis_url")
     @classmethod

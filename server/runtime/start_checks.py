@@ -59,6 +59,28 @@ def _short_secrets(settings: Settings) -> list[str]:
     return found
 
 
+CALL_PROVIDERS = (
+    ("STREAM_API_KEY", "STREAM_SECRET_KEY"),
+    ("LIVEKIT_URL", "LIVEKIT_API_KEY", "LIVEKIT_API_SECRET"),
+    ("DAILY_API_KEY", "DAILY_WEBHOOK_SECRET"),
+)
+"""Settings that a call provider needs together."""
+
+
+def halves(settings: Settings) -> list[str]:
+    """Call providers that are set up in part.
+
+    Such a provider would neither be heard nor asked.
+    """
+    found = []
+    for names in CALL_PROVIDERS:
+        missing = [name for name in names if getattr(settings, name.lower()) is None]
+        if missing and len(missing) < len(names):
+            present = next(name for name in names if name not in missing)
+            found += [f"set {PREFIX}{name}, which {PREFIX}{present} needs" for name in missing]
+    return found
+
+
 def doubts(settings: Settings) -> list[str]:
     """Settings that permit a start but should not stay.
 

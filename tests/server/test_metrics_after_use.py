@@ -9,10 +9,12 @@ from prometheus_client.parser import text_string_to_metric_families
 from websockets.exceptions import InvalidStatus
 
 from protocol import limits
+from server.calls.providers import CallProviders
 from server.runtime.metrics import Metrics, OpenClosed
 from tests.fixtures.server import API_KEY, TestServer
 from tests.server.api import advance, ask
 from tests.server.peers import until
+from tests.server.test_api_calls import SETTINGS
 from tests.test_docs import OPERATING, section, table
 
 ROOT = Path(__file__).parents[2]
@@ -59,6 +61,10 @@ async def used(server: TestServer) -> None:
     stream = await server.stream(server.token("eve"))
     await stream.close()
     await server.stream(server.token("dan"))
+    settings = server.process.settings.model_copy(update=SETTINGS)
+    providers = CallProviders(settings, server.process.clock.now)
+    server.app.state.calls.adapters = providers.adapters
+    await ask(server, "POST", "/api/webhooks/stream-call-events", json={"type": "forged"})
 
 
 async def test_every_documented_metric_is_in_a_scrape_after_use(server: TestServer) -> None:
