@@ -1,9 +1,8 @@
 /**
- * One WebSocket: sending, receiving, and detecting that it is dead.
+ * One WebSocket: sending, receiving, and its loss.
  */
 
 import { TaximeterError } from './errors.js';
-import { stopwatch } from './timers.js';
 
 /** With more unsent bytes than this, the line is full. */
 const UNSENT_MOST_BYTES = 65_536;
@@ -30,37 +29,30 @@ function dial(WebSocket, url, platform) {
  *
  * The last argument has the listeners `opened()`, `received(message)` and
  * `lost(code, reason)`; after `mute()` or `close()` the line calls none of them. Until then
- * the line owns the timer `watchdog` of `timers`.
+ * the line has the timer `watchdog` of `timers`: the line is dead if it is armed for as long
+ * as `timeoutMs`.
  *
  * Throws a TaximeterError if the browser makes no socket.
  */
 export class Line {
-  #platform;
   #timers;
   #socket;
   #lost;
-  #pingMs = 0;
-  #isAsked = false; // whether a ping was sent since the last message
 
   constructor(url, { platform, timers, timeoutMs, WebSocket }, { opened, received, lost }) {
-    this.#platform = platform;
     this.#timers = timers;
     this.#lost = lost;
-    /** The milliseconds since the last message. */
-    this.silence = stopwatch(platform);
     const socket = dial(WebSocket, url, platform);
     this.#socket = socket;
     let silence = 'The server does not answer, or it refuses this page.';
-    timers.arm('watchdog', timeoutMs, () => this.#declareDead());
+    timers.arm('watchdog', timeoutMs, () => this.declareDead());
     socket.onopen = () => {
       silence = '';
       opened();
     };
     socket.onmessage = ({ data }) => {
-      this.silence = stopwatch(platform);
-      this.#isAsked = false;
       received(JSON.parse(data));
-      this.#timers.check(); // messages wake a hidden page more often than timers do
+      timers.check(); // messages wake a hidden page more often than timers do
     };
     socket.onclose = ({ code, reason }) => {
       this.mute();
@@ -75,38 +67,10 @@ export class Line {
     socket.send(JSON.stringify(message));
   }
 
-  /**
-   * Detects a dead line that the browser has not detected.
-   *
-   * After `pingMs` of silence it sends a ping, and after as much silence again it closes the
-   * line. A late timer means that this page slept, and proves nothing about the line.
-   */
-  watch(pingMs) {
-    this.#pingMs = pingMs;
-    this.#timers.disarm('watchdog');
-    if (!(pingMs > 0)) return;
-    const dueAt = this.#platform.now() + pingMs;
-    this.#timers.arm('watchdog', pingMs, () => {
-      const now = this.#platform.now();
-      const isSilent = this.silence() >= pingMs;
-      if (isSilent && this.#isAsked && now - dueAt < pingMs) return this.#declareDead();
-      if (isSilent) this.send({ type: 'ping' });
-      this.#isAsked = isSilent;
-      return this.watch(pingMs);
-    });
-  }
-
-  /** Sends a ping after a sleep; the answer is due within `pingMs`. */
-  probe() {
-    this.send({ type: 'ping' });
-    this.#isAsked = true;
-    this.watch(this.#pingMs);
-  }
-
   /** Stops listening. For the server the line stays alive. */
   mute() {
     const socket = this.#socket;
-    if (!socket.onclose) return; // already muted: by now another line owns the watchdog
+    if (!socket.onclose) return; // already muted: by now another line has the watchdog
     this.#timers.disarm('watchdog');
     socket.onopen = socket.onmessage = socket.onclose = null;
   }
@@ -116,7 +80,8 @@ export class Line {
     this.#socket.close(code);
   }
 
-  #declareDead() {
+  /** Closes a line that the browser takes for alive, and reports its loss. */
+  declareDead() {
     this.close(3000);
     this.#lost(1006, 'The line is dead.');
   }

@@ -7,6 +7,7 @@
  * Each call is one request, as the meter's user. They connect the meter and wait for it.
  */
 
+import { fetchAs } from './http.js';
 import { TaximeterError } from './taximeter.js';
 
 /** Promises what `pick` finds in the meter's view; connects for it. */
@@ -31,7 +32,7 @@ async function ask(meter, path, query) {
   const given = Object.entries(query).filter(([, value]) => value !== undefined);
   let response;
   try {
-    response = await meter._fetch(`${path}?${new URLSearchParams(given)}`);
+    response = await fetchAs(meter, `${path}?${new URLSearchParams(given)}`);
   } catch (cause) {
     const details = { retryable: true, cause };
     throw new TaximeterError('unavailable', 'The server does not answer.', details);

@@ -24,7 +24,7 @@ const NOTICES_MOST = 8;
  * It is a store too: `subscribe` and `getSnapshot` give its view, by `status`.
  */
 export class Session extends Store {
-  #link;
+  #meter;
   #base = null; // the latest figures, and the instant `at` of our clock when they held
   #told = 0; // the elapsed_ms that the server sent last
   #shown = 0; // the highest elapsed_ms that now() has given: the clock does not step back
@@ -43,9 +43,9 @@ export class Session extends Store {
   #resolveReady;
   #rejectReady;
 
-  constructor(sessionId, link, lastSeq) {
+  constructor(sessionId, meter, lastSeq) {
     super();
-    this.#link = link;
+    this.#meter = meter;
     this.#delivered = lastSeq;
     /** The session's id. */
     this.sessionId = sessionId;
@@ -93,7 +93,7 @@ export class Session extends Store {
    */
   release() {
     this.#holders = Math.max(0, this.#holders - 1);
-    if (!this.#holders) this.#link.idle(this);
+    if (!this.#holders) this.#meter._idle(this);
   }
 
   /** @internal */
@@ -115,7 +115,7 @@ export class Session extends Store {
     const reading = this.#readingAfter(this.#run());
     this.#shown = reading.elapsed_ms;
     const isInGrace = reading.state === 'stopping' && this.#grace;
-    const leftMs = isInGrace ? Math.max(0, this.#graceEndsAt - this.#link.now()) : null;
+    const leftMs = isInGrace ? Math.max(0, this.#graceEndsAt - this.#meter._platform.now()) : null;
     return { ...reading, grace_left_ms: leftMs };
   }
 
@@ -126,7 +126,7 @@ export class Session extends Store {
 
   /** Resumes, also in the grace after a limit; resolves with the snapshot. */
   resume() {
-    return this.#link.request('resume', this);
+    return this.#request('resume');
   }
 
   /**
@@ -140,8 +140,12 @@ export class Session extends Store {
     try {
       return await this.#requestStill('stop');
     } finally {
-      if (!this.#holders) this.#link.idle(this);
+      if (!this.#holders) this.#meter._idle(this);
     }
+  }
+
+  #request(type) {
+    return this.#meter._ask({ type, session_id: this.sessionId }, this);
   }
 
   /** Holds the clock until the answer, to take back no time. */
@@ -149,7 +153,7 @@ export class Session extends Store {
     this.#settle({});
     this.#holds += 1;
     try {
-      return await this.#link.request(type, this);
+      return await this.#request(type);
     } finally {
       this.#holds -= 1;
     }
@@ -157,7 +161,7 @@ export class Session extends Store {
 
   /** Leaves; without other sockets the session's reconnect grace runs. */
   leave() {
-    this.#link.leave(this);
+    this.#meter._leaveSession(this);
   }
 
   /** @internal The request to join again, with the last notice that was delivered. */
@@ -272,7 +276,7 @@ export class Session extends Store {
   /** Takes a tick, unless newer figures are known; returns whether it did. */
   #receiveTick(tick) {
     if (!this.#base || tick.elapsed_ms < this.#told) return false;
-    const [from, at] = [this.#creditsShown(), this.#link.now()];
+    const [from, at] = [this.#creditsShown(), this.#meter._platform.now()];
     const ms = Math.min(GLIDE_MS, at - this.#tickAt);
     this.#glide = Number(tick.credits) < from && ms > 0 ? { from, at, ms } : null;
     this.#tickAt = at;
@@ -289,7 +293,7 @@ export class Session extends Store {
     if (type === 'limit_reached') {
       const endsAt = stopped_at + grace_ms;
       this.#grace = { stopped_at, grace_ms, grace_ends_at: endsAt };
-      this.#graceEndsAt = this.#link.now() + endsAt - serverTimeAt;
+      this.#graceEndsAt = this.#meter._platform.now() + endsAt - serverTimeAt;
     } else if (type === 'stopped') {
       this.#stopped = notice;
       this.receipt = notice.receipt;
@@ -316,7 +320,7 @@ export class Session extends Store {
     const { state, at, elapsed_ms, remaining_ms, speed } = this.#base;
     if (state !== 'active') return 0;
     const isStill = at === null || this.#holds > 0;
-    const run = isStill ? 0 : Math.max(0, (this.#link.now() - at) * speed);
+    const run = isStill ? 0 : Math.max(0, (this.#meter._platform.now() - at) * speed);
     // A clock that is ahead waits until the server's figures reach it. After a line has
     // stalled, the clock catches up with the newest tick.
     return Math.min(
@@ -328,7 +332,7 @@ export class Session extends Store {
   #creditsShown() {
     if (!this.#glide) return this.#base.credits;
     const { from, at, ms } = this.#glide;
-    return from + (this.#base.credits - from) * Math.min(1, (this.#link.now() - at) / ms);
+    return from + (this.#base.credits - from) * Math.min(1, (this.#meter._platform.now() - at) / ms);
   }
 
   #readingAfter(run) {
@@ -350,7 +354,7 @@ export class Session extends Store {
   #settle(corrections) {
     if (!this.#base) return;
     const { credits } = this.#base; // not the shown credits, which glide towards these
-    const at = this.#base.at === null ? null : this.#link.now();
+    const at = this.#base.at === null ? null : this.#meter._platform.now();
     this.#base = { ...this.#readingAfter(this.#run()), credits, at, ...corrections };
   }
 
@@ -364,7 +368,7 @@ export class Session extends Store {
       credits: Number(credits),
       remaining_ms: remaining_ms ?? null,
       limit: limit ?? null,
-      at: this.#link.now(),
+      at: this.#meter._platform.now(),
     };
   }
 }

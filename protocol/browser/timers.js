@@ -8,17 +8,6 @@
 /** The longest delay of a browser's timer; longer ones fire at once. */
 const DELAY_MOST_MS = 2 ** 31 - 1;
 
-/**
- * Starts to measure; the result gives the milliseconds since.
- *
- * The monotonic clock of some browsers stands still while the machine sleeps, so the clock of
- * the wall is asked, too.
- */
-export function stopwatch({ now }) {
-  const [at, wallAt] = [now(), Date.now()];
-  return () => Math.max(now() - at, Date.now() - wallAt);
-}
-
 export class Timers {
   #platform;
   #armed = new Map();

@@ -1,23 +1,8 @@
 /**
- * Getting tokens, and renewing them in time.
+ * Getting tokens.
  */
 
 import { TaximeterError } from './errors.js';
-
-/** Above a minute, because hidden pages run timers once a minute. */
-const LEAD_LEAST_MS = 75_000;
-const LEAD_MOST_MS = 120_000;
-
-/**
- * The delay until a token that lives for `lifeMs` is renewed.
- *
- * The renewal is due when a fifth of that life is left, bounded by 75 s and two minutes. If
- * that is more than half of the life, it is due at half of the life.
- */
-export function renewalDelayMs(lifeMs) {
-  const leadMs = Math.max(LEAD_LEAST_MS, Math.min(LEAD_MOST_MS, lifeMs / 5));
-  return lifeMs - Math.min(lifeMs / 2, leadMs);
-}
 
 /**
  * The token, or the result of the function that gives it.

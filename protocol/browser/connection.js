@@ -1,0 +1,296 @@
+/**
+ * A connection: attempts, losses, and the line on which requests are made.
+ */
+
+import { TaximeterError, Unauthorized, comesBackAfter, errorOfClose } from './errors.js';
+import { Line } from './line.js';
+import { Requests } from './requests.js';
+import { Store } from './store.js';
+import { Timers } from './timers.js';
+import { freshToken } from './tokens.js';
+
+/** After a connection that lived this long the backoff begins anew. */
+const PROVEN_MS = 10_000;
+/** Attempts in a row without a `welcome` before the client reports `unreachable`. */
+const MISSES_TOLD = 3;
+/** After as many, the next attempt goes another way. */
+const MISSES_BLOCKED = 2;
+/** The pause before the upkeep is requested again. */
+const UPKEEP_RETRY_MS = 10_000;
+
+/** The class of upkeep.js, once it is loaded. */
+let Upkeep = null;
+
+export const isHidden = () => globalThis.document?.visibilityState === 'hidden';
+
+/**
+ * The connection of a meter, which comes back by itself.
+ *
+ * The subclass does what concerns sessions: `_joinAll` after a `welcome`, and `_take` with each
+ * message. upkeep.js does what a first `welcome` does not need.
+ */
+export class Connection extends Store {
+  /** @internal The rest is for subclass and upkeep, too. */
+  _options;
+  _platform;
+  _sessions = new Map(); // by session id: the sessions to join again after a reconnect
+  _requests;
+  _timers; // `retry`, `drain`, `refresh`, `watchdog`, `upkeep`, and a `join` for each session
+  _upkeep = null;
+  _line = null;
+  _leaving = null; // the line to a draining process, until another process has our sessions
+  _liveSince;
+  _lastToken;
+  _isBlocked = false; // whether the next attempt goes without a WebSocket
+  _error = null; // why there is no connection
+  #attempt = 0; // waits since a connection last lived for PROVEN_MS
+  #misses = 0; // attempts in a row without a `welcome`
+  #trouble = null; // the `unreachable` error, once the client has reported it
+  #refusal = null; // the server's error for our token on this line
+  #epoch = 0; // number of the current connection: a late token of an older one is dropped
+
+  constructor({ url = '/v1/ws', token, ...options } = {}) {
+    super();
+    this._options = {
+      requestTimeoutMs: 10_000,
+      backoffFirstMs: 500,
+      backoffMostMs: 10_000,
+      ...options,
+      url,
+      token,
+    };
+    this._platform = {
+      WebSocket: globalThis.WebSocket,
+      now: () => performance.now(),
+      random: () => Math.random(),
+      setTimeout: (callback, delayMs) => setTimeout(callback, delayMs),
+      clearTimeout: (timer) => clearTimeout(timer),
+      ...options.platform,
+    };
+    this._timers = new Timers(this._platform);
+    this._requests = new Requests(this._platform, this._options.requestTimeoutMs);
+    /** `idle`, `connecting`, `live`, `reconnecting`, `offline` (given up) or `closed`. */
+    this.state = 'idle';
+    /** The last `welcome`, with user and credits; null before the first. */
+    this.welcome = null;
+  }
+
+  /**
+   * Connects now.
+   *
+   * Use it to connect before the first `start`, to connect again after `offline`, or to make
+   * the next attempt without waiting. `start` connects by itself.
+   */
+  connect() {
+    this._begin();
+    this._hurry();
+  }
+
+  _begin() {
+    if (['idle', 'offline'].includes(this.state)) this._connect();
+  }
+
+  /** Ends a backoff. */
+  _hurry() {
+    if (this._timers.isArmed('retry')) this._connect();
+  }
+
+  async _connect() {
+    const epoch = ++this.#epoch;
+    this.#loadUpkeep();
+    this._timers.disarm('retry');
+    this.#refusal = null;
+    this.#setState(this.welcome ? 'reconnecting' : 'connecting');
+    try {
+      const token = await this._freshToken();
+      if (epoch !== this.#epoch) return;
+      if (!token) throw new Unauthorized('There is no token.');
+      const WebSocket = await this.#socket();
+      if (epoch === this.#epoch) this._line = this.#dial(token, WebSocket);
+    } catch (error) {
+      if (epoch === this.#epoch) this._fail(error);
+    }
+  }
+
+  /** Loads the upkeep beside the attempt, and tries again while the line is live. */
+  async #loadUpkeep() {
+    const era = this._era;
+    Upkeep ??= (await import('./upkeep.js').catch(() => null))?.Upkeep;
+    if (era !== this._era) return;
+    if (Upkeep) this._upkeep ??= new Upkeep(this);
+    else if (this.state === 'live') {
+      this._timers.arm('upkeep', UPKEEP_RETRY_MS, () => this.#loadUpkeep());
+    }
+  }
+
+  async _freshToken() {
+    const { token, requestTimeoutMs } = this._options;
+    const epoch = this.#epoch;
+    const fresh = await freshToken(token, this._platform, requestTimeoutMs);
+    if (epoch === this.#epoch) this._lastToken = fresh;
+    return fresh;
+  }
+
+  /** What to connect with: the same messages go over a stream where no WebSocket gets through. */
+  async #socket() {
+    const { fallback } = this._options;
+    const { WebSocket } = this._platform;
+    if (!this._isBlocked || fallback === null) return WebSocket;
+    if (fallback) return fallback;
+    const found = await import('./fallback.js').catch(() => null); // no network, perhaps
+    return found?.StreamSocket ?? WebSocket;
+  }
+
+  #dial(token, WebSocket) {
+    const timeoutMs = this._options.requestTimeoutMs;
+    const means = { platform: this._platform, timers: this._timers, timeoutMs, WebSocket };
+    const line = new Line(this._options.url, means, {
+      opened: () => {
+        this._ask({ type: 'auth', token }, null, false).catch((error) => {
+          if (line === this._line) this.#refusal = error; // next the server closes the line
+        });
+      },
+      received: (message) => this.#receive(message),
+      lost: (code, reason) => this.#lost(code, reason),
+    });
+    return line;
+  }
+
+  /** Makes a request, once the line is live; promises its answer. */
+  _ask(message, session, resend = true) {
+    const entry = this._requests.add(message, session, resend);
+    if (['offline', 'closed'].includes(this.state)) {
+      entry.reject(new TaximeterError(this.state, 'There is no connection.'));
+    } else if (this.state === 'live' || message.type === 'auth') this._transmit(entry);
+    return entry.promise;
+  }
+
+  /** Sends a request; on a full line it times out or is resent. */
+  _transmit(entry) {
+    if (this._requests.has(entry)) this._line?.send(entry.message);
+  }
+
+  #receive(message) {
+    const isWelcome = message.type === 'welcome';
+    if (isWelcome) {
+      this.welcome = message;
+      this._timers.disarm('watchdog');
+    }
+    this._upkeep?.hear(message);
+    if (message.type === 'error') return this.#receiveError(message);
+    if (isWelcome) this.#receiveWelcome(message);
+    this._take(message);
+    return this._change();
+  }
+
+  #receiveWelcome(message) {
+    this._noteCredits(message);
+    this._emit('welcome', message);
+    if (this.state === 'live' || !this._line) return; // a refresh, or a listener has closed us
+    this.#misses = 0;
+    this.#trouble = null;
+    this._liveSince = this._platform.now();
+    this.#setState('live');
+    const joins = this._joinAll(true);
+    if (this._upkeep) this._upkeep.returned(joins);
+    else this.#loadUpkeep();
+  }
+
+  #receiveError({ id, code, message, session_id: sessionId, ...rest }) {
+    const { retry_after_ms: retryAfterMs } = rest;
+    const error = new TaximeterError(code, message, { ...rest, retryAfterMs, sessionId });
+    const entry = this._requests.get(id);
+    if (!entry) (this._sessions.get(sessionId) ?? this)._emit('error', error);
+    else if (this._platform.now() + retryAfterMs < entry.dueAt) {
+      this._timers.arm(`request ${id}`, retryAfterMs, () => this._transmit(entry));
+    } else entry.reject(error);
+  }
+
+  _letGo() {
+    this._leaving?.close();
+    this._leaving = null;
+  }
+
+  #lost(code, reason) {
+    // The server would refuse the same token again; a function may give a better one.
+    const isFixed = typeof this._options.token !== 'function';
+    const isRefused = isFixed && (code === 4002 || this.#refusal?.retryable === false);
+    const isFinal = isRefused || !comesBackAfter(code);
+    const error = errorOfClose(code, reason, !isFinal, this.#refusal);
+    this._dropped();
+    if (isFinal) this._fail(error);
+    else if (this._timers.isArmed('drain') && !isHidden()) {
+      this.#setState('reconnecting', { code }); // the timer `drain` reconnects
+    } else this.#comeBack(error);
+  }
+
+  /** Reports why an attempt failed, and then tries again or gives up. */
+  _fail(error) {
+    const epoch = this.#epoch;
+    this._emit('error', error);
+    if (epoch !== this.#epoch) return; // a listener has closed the connection
+    if (error.retryable) this.#comeBack(error);
+    else this._giveUp('offline', error);
+  }
+
+  /** Handles what every lost connection has in common. */
+  _dropped() {
+    const isProven = this._platform.now() - this._liveSince >= PROVEN_MS;
+    if (this.state === 'live' && isProven) this.#attempt = 0;
+    this._line = null;
+    this._timers.disarm('refresh');
+    for (const session of this._sessions.values()) session._freeze();
+    const error = new TaximeterError('disconnected', 'The line was lost.', { retryable: true });
+    for (const entry of this._requests.of()) if (!entry.resend) entry.reject(error);
+  }
+
+  #comeBack(error) {
+    const { closeCode } = error;
+    if (this.state !== 'live') this.#misses += 1;
+    const isNews = this.#misses === MISSES_TOLD;
+    if (this.#misses >= MISSES_BLOCKED) this._isBlocked = !this._isBlocked;
+    if (this.#misses >= MISSES_TOLD) {
+      const details = { retryable: true, closeCode, cause: error };
+      this.#trouble = new TaximeterError('unreachable', error.message, details);
+    }
+    // A hidden page makes its first attempt at once: its timer may take a minute, and a
+    // session does not wait for its client for a minute.
+    const isNow = isHidden() && this.#attempt === 0;
+    const delayMs = isNow ? 0 : this._backoffMs(this.#attempt);
+    this.#attempt += 1;
+    this._timers.disarm('drain');
+    this._timers.arm('retry', delayMs, () => this._connect());
+    this.#setState('reconnecting', { code: closeCode, retry_in_ms: delayMs });
+    if (isNews && this.#trouble) this._emit('error', this.#trouble);
+    if (isNow) this._hurry();
+  }
+
+  /** A random delay below a bound that doubles up to `backoffMostMs`. */
+  _backoffMs(attempt) {
+    const { backoffFirstMs, backoffMostMs } = this._options;
+    return this._platform.random() * Math.min(backoffMostMs, backoffFirstMs * 2 ** attempt);
+  }
+
+  _giveUp(state, error) {
+    this.#epoch += 1;
+    this._line?.close();
+    this._letGo();
+    this._dropped();
+    this._timers.clear();
+    this._upkeep?.reset();
+    this.#misses = 0;
+    this.#trouble = null;
+    for (const session of this._sessions.values()) session._giveUp(error);
+    for (const entry of this._requests.of()) entry.reject(error);
+    this.#setState(state, { code: error.closeCode, error });
+  }
+
+  #setState(state, detail = {}) {
+    this.state = state;
+    this._error = detail.error ?? this.#trouble;
+    for (const target of [this, ...this._sessions.values()]) {
+      const rest = { code: null, retry_in_ms: null, error: this.#trouble };
+      target._emit('connection', { state, ...rest, ...detail });
+    }
+  }
+}
