@@ -91,7 +91,8 @@ def test_an_app_compiles_against_the_types(tmp_path: Path, resolution: str) -> N
 
 
 BUDGETS = {
-    "taximeter.js": 7 * 1024,
+    "taximeter.js": 6 * 1024 + 256,
+    "upkeep.js": 1536,
     "react.js": 2 * 1024,
     "react-legacy.js": 2 * 1024,
     "elements.js": 5 * 1024,
@@ -99,12 +100,19 @@ BUDGETS = {
     "react-records.js": 1024,
     "fallback.js": 2 * 1024,
 }
-"""The most bytes of an entry, minified and gzipped, without the entries that it builds on."""
+"""The most bytes of an entry, or of a module that is loaded later, minified and gzipped.
+
+Without the entries that it builds on, and without what the core has loaded already.
+"""
+CORE = ("connection.js", "errors.js", "line.js")
+"""Modules of the core that one of its modules, loaded later, finds loaded."""
 
 
 @pytest.mark.parametrize("name", BUDGETS)
 def test_an_entry_is_small(name: str) -> None:
     others = [f"--external:./{other}" for other in BUDGETS if other != name]
+    if name == "upkeep.js":
+        others += [f"--external:./{module}" for module in CORE]
     small = ["--bundle", "--minify", "--format=esm", "--external:react", *others]
     script = run_tool("esbuild", name, *small).encode()
     assert len(gzip.compress(script, 9)) <= BUDGETS[name]
