@@ -15,19 +15,31 @@ const PROVEN_MS = 10_000;
 const MISSES_TOLD = 3;
 /** After as many, the next attempt goes another way. */
 const MISSES_BLOCKED = 2;
-/** The pause before the upkeep is requested again. */
-const UPKEEP_RETRY_MS = 10_000;
+/** The view of a meter that has not connected. */
+const IDLE = Object.freeze({
+  connection: 'idle',
+  user_id: null,
+  account_id: null,
+  credits: null,
+  usage: null,
+  error: null,
+});
 
-/** The class of upkeep.js, once it is loaded. */
-let Upkeep = null;
+/** The class of live.js, once it is loaded. */
+let Live = null;
 
-export const isHidden = () => globalThis.document?.visibilityState === 'hidden';
+const setLive = (found) => {
+  Live = found.Live;
+};
+
+const isHidden = () => globalThis.document?.visibilityState === 'hidden';
 
 /**
  * The connection of a meter, which comes back by itself.
  *
- * The subclass does what concerns sessions: `_joinAll` after a `welcome`, and `_take` with each
- * message. upkeep.js does what a first `welcome` does not need.
+ * live.js does what a first `welcome` does not need. It is loaded when the first line has
+ * opened, because a browser may not ask again for a module that it asked for without a network.
+ * If it cannot be loaded, the attempt has failed, and the next attempt asks again.
  */
 export class Connection extends Store {
   /** @internal The rest is for subclass and upkeep, too. */
@@ -35,19 +47,26 @@ export class Connection extends Store {
   _platform;
   _sessions = new Map(); // by session id: the sessions to join again after a reconnect
   _requests;
-  _timers; // `retry`, `drain`, `refresh`, `watchdog`, `upkeep`, and a `join` for each session
-  _upkeep = null;
+  _timers; // `retry`, `drain`, `refresh`, `watchdog`, and a `join` for each session
+  _live = null; // from the first `welcome` of a user on
   _line = null;
   _leaving = null; // the line to a draining process, until another process has our sessions
-  _liveSince;
   _lastToken;
+  _usage = null; // the last `usage` message
   _isBlocked = false; // whether the next attempt goes without a WebSocket
-  _error = null; // why there is no connection
+  #listening = null; // ends our listening to the page
+  #loading; // settles when live.js is loaded, or cannot be
+  #error = null; // why there is no connection
+  #credits = null;
+  #liveSince;
   #attempt = 0; // waits since a connection last lived for PROVEN_MS
   #misses = 0; // attempts in a row without a `welcome`
   #trouble = null; // the `unreachable` error, once the client has reported it
   #refusal = null; // the server's error for our token on this line
   #epoch = 0; // number of the current connection: a late token of an older one is dropped
+
+  /** The view on a server, and before a page has taken it over. */
+  getServerSnapshot = () => IDLE;
 
   constructor({ url = '/v1/ws', token, ...options } = {}) {
     super();
@@ -87,7 +106,31 @@ export class Connection extends Store {
   }
 
   _begin() {
-    if (['idle', 'offline'].includes(this.state)) this._connect();
+    if (!['idle', 'offline'].includes(this.state)) return;
+    if (!this.#listening) this.#listen();
+    this._connect();
+  }
+
+  #listen() {
+    this.#listening = new AbortController();
+    const { document } = globalThis;
+    const hear = (target, types, listener) => {
+      for (const type of types) {
+        target?.addEventListener?.(type, listener, { signal: this.#listening.signal });
+      }
+    };
+    const wake = (event) => this.#wake(event);
+    hear(globalThis, ['online', 'pageshow'], wake);
+    hear(document, ['visibilitychange', 'resume'], wake);
+    hear(globalThis, ['pagehide'], () => this._live?.stopAll());
+  }
+
+  /** Ends a backoff when the page, network or machine is back. */
+  #wake({ type, persisted }) {
+    this._timers.check();
+    if (isHidden() && type !== 'online') return;
+    this._hurry();
+    if (this.state === 'live') this._live.wake(persisted);
   }
 
   /** Ends a backoff. */
@@ -97,7 +140,6 @@ export class Connection extends Store {
 
   async _connect() {
     const epoch = ++this.#epoch;
-    this.#loadUpkeep();
     this._timers.disarm('retry');
     this.#refusal = null;
     this.#setState(this.welcome ? 'reconnecting' : 'connecting');
@@ -109,17 +151,6 @@ export class Connection extends Store {
       if (epoch === this.#epoch) this._line = this.#dial(token, WebSocket);
     } catch (error) {
       if (epoch === this.#epoch) this._fail(error);
-    }
-  }
-
-  /** Loads the upkeep beside the attempt, and tries again while the line is live. */
-  async #loadUpkeep() {
-    const era = this._era;
-    Upkeep ??= (await import('./upkeep.js').catch(() => null))?.Upkeep;
-    if (era !== this._era) return;
-    if (Upkeep) this._upkeep ??= new Upkeep(this);
-    else if (this.state === 'live') {
-      this._timers.arm('upkeep', UPKEEP_RETRY_MS, () => this.#loadUpkeep());
     }
   }
 
@@ -146,11 +177,15 @@ export class Connection extends Store {
     const means = { platform: this._platform, timers: this._timers, timeoutMs, WebSocket };
     const line = new Line(this._options.url, means, {
       opened: () => {
+        if (!Live) this.#loading = import('./live.js').then(setLive, () => {});
         this._ask({ type: 'auth', token }, null, false).catch((error) => {
           if (line === this._line) this.#refusal = error; // next the server closes the line
         });
       },
-      received: (message) => this.#receive(message),
+      received: (message) => {
+        if (Live || message.type === 'error') this.#receive(message);
+        else this.#loading.then(() => line === this._line && this.#receive(message));
+      },
       lost: (code, reason) => this.#lost(code, reason),
     });
     return line;
@@ -171,29 +206,25 @@ export class Connection extends Store {
   }
 
   #receive(message) {
-    const isWelcome = message.type === 'welcome';
-    if (isWelcome) {
-      this.welcome = message;
-      this._timers.disarm('watchdog');
-    }
-    this._upkeep?.hear(message);
+    if (Live) (this._live ??= new Live(this)).hear(message);
     if (message.type === 'error') return this.#receiveError(message);
-    if (isWelcome) this.#receiveWelcome(message);
-    this._take(message);
+    if (!Live) return this._line.declareDead('A module of the client cannot be loaded.');
+    if (message.type === 'welcome') this.#receiveWelcome(message);
+    else this._live.take(message);
     return this._change();
   }
 
   #receiveWelcome(message) {
+    this.welcome = message;
     this._noteCredits(message);
     this._emit('welcome', message);
+    this._requests.get(message.id)?.resolve(message);
     if (this.state === 'live' || !this._line) return; // a refresh, or a listener has closed us
     this.#misses = 0;
     this.#trouble = null;
-    this._liveSince = this._platform.now();
+    this.#liveSince = this._platform.now();
     this.#setState('live');
-    const joins = this._joinAll(true);
-    if (this._upkeep) this._upkeep.returned(joins);
-    else this.#loadUpkeep();
+    this._live?.begin(); // unless a listener has logged out
   }
 
   #receiveError({ id, code, message, session_id: sessionId, ...rest }) {
@@ -235,7 +266,7 @@ export class Connection extends Store {
 
   /** Handles what every lost connection has in common. */
   _dropped() {
-    const isProven = this._platform.now() - this._liveSince >= PROVEN_MS;
+    const isProven = this._platform.now() - this.#liveSince >= PROVEN_MS;
     if (this.state === 'live' && isProven) this.#attempt = 0;
     this._line = null;
     this._timers.disarm('refresh');
@@ -277,7 +308,7 @@ export class Connection extends Store {
     this._letGo();
     this._dropped();
     this._timers.clear();
-    this._upkeep?.reset();
+    this._live?.reset();
     this.#misses = 0;
     this.#trouble = null;
     for (const session of this._sessions.values()) session._giveUp(error);
@@ -285,12 +316,33 @@ export class Connection extends Store {
     this.#setState(state, { code: error.closeCode, error });
   }
 
+  /** @internal Forgets the user. */
+  _logOut(token) {
+    this._live?.stopAll();
+    this._live = null;
+    this.#listening?.abort();
+    this.#listening = null;
+    this._era += 1;
+    this._options.token = token;
+    this.welcome = this.#credits = this._usage = this._lastToken = null;
+  }
+
+  _noteCredits({ credits }) {
+    this.#credits = Number(credits);
+  }
+
   #setState(state, detail = {}) {
     this.state = state;
-    this._error = detail.error ?? this.#trouble;
+    this.#error = detail.error ?? this.#trouble;
     for (const target of [this, ...this._sessions.values()]) {
       const rest = { code: null, retry_in_ms: null, error: this.#trouble };
       target._emit('connection', { state, ...rest, ...detail });
     }
+  }
+
+  _view() {
+    const { user_id = null, account_id = null } = this.welcome ?? {};
+    const [credits, usage, error] = [this.#credits, this._usage, this.#error];
+    return { connection: this.state, user_id, account_id, credits, usage, error };
   }
 }

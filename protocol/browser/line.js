@@ -81,8 +81,8 @@ export class Line {
   }
 
   /** Closes a line that the browser takes for alive, and reports its loss. */
-  declareDead() {
+  declareDead(reason = 'The line is dead.') {
     this.close(3000);
-    this.#lost(1006, 'The line is dead.');
+    this.#lost(1006, reason);
   }
 }

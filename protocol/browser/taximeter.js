@@ -23,19 +23,6 @@ import { Session } from './session.js';
 
 export { Session, TaximeterError, Unauthorized, comesBackAfter };
 
-/** How often a start is repeated while the server is busy. */
-const START_RETRIES = 3;
-
-/** The view of a meter that has not connected. */
-const IDLE = Object.freeze({
-  connection: 'idle',
-  user_id: null,
-  account_id: null,
-  credits: null,
-  usage: null,
-  error: null,
-});
-
 /**
  * The sessions of a user, on one connection to a Taximeter server.
  *
@@ -49,11 +36,6 @@ const IDLE = Object.freeze({
  */
 export class Taximeter extends Connection {
   #held = new Map(); // by session id: those that retain() gave, until their last release
-  #credits = null;
-  #usage = null; // the last `usage` message
-
-  /** The view on a server, and before a page has taken it over. */
-  getServerSnapshot = () => IDLE;
 
   /** Starts a session, or joins it if it runs already. */
   start(options) {
@@ -111,11 +93,7 @@ export class Taximeter extends Connection {
 
   /** Lets go of everything; the server takes the closed line as leave. */
   #end(state, text, token) {
-    this._upkeep?.end();
-    this._upkeep = null;
-    this._era += 1;
-    this._options.token = token;
-    this.welcome = this.#credits = this.#usage = this._lastToken = null;
+    this._logOut(token);
     const error = new TaximeterError('closed', text);
     const sessions = [...this._sessions.values()];
     this.#held.clear();
@@ -142,56 +120,13 @@ export class Taximeter extends Connection {
     this._sessions.set(sessionId, session);
     Object.assign(session, { _request: request, _isOwned: isOwned });
     this._tell(); // what shows this session finds it now
-    if (this.state === 'live') this.#join(session);
+    if (this.state === 'live') this._live.join(session);
     else this._begin();
     return session;
   }
 
-  /** @internal Joins the sessions, on a new line or again on this one. */
-  _joinAll(isNewLine) {
-    // Those that are to stop come first.
-    const sessions = [...this._sessions.values()].sort((a, b) => b.stopWanted - a.stopWanted);
-    return sessions.map((session) => {
-      const isNew = session.snapshot === null;
-      const joined = this.#join(session);
-      if (isNewLine) this.#repeat(session);
-      return { session, isNew, joined };
-    });
-  }
-
-  /** Sends again what a session asks for, also a `stop` that nothing waits for any more. */
-  #repeat(session) {
-    const waiting = this._requests.of(session).filter((entry) => entry.resend);
-    for (const entry of waiting) this._transmit(entry);
-    const isAsked = waiting.some((entry) => entry.message.type === 'stop');
-    if (session.stopWanted && !isAsked) session.stop().catch(() => {});
-  }
-
-  async #join(session, attempt = 0) {
-    const timer = `join ${session.sessionId}`;
-    this._timers.disarm(timer);
-    if (this.state !== 'live' || !this.#has(session)) return;
-    try {
-      return await this._ask(session._joining(), session, false);
-    } catch (error) {
-      if (!this.#has(session)) return; // left meanwhile
-      if (['disconnected', 'closed'].includes(error.code)) return; // the reconnect joins it
-      // A running session must survive a server that is busy for a moment, and so must a
-      // session whose start was carried out although its answer timed out. When the server
-      // keeps refusing a start, or gives no time for it (a full account), the caller repeats it.
-      const isBusy = error.code === 'unavailable' || error.retryAfterMs !== null;
-      const mayStart = isBusy && attempt < START_RETRIES;
-      if (error.code === 'timeout' || (error.retryable && session.snapshot) || mayStart) {
-        const delayMs = Math.max(this._backoffMs(attempt), error.retryAfterMs);
-        this._timers.arm(timer, delayMs, () => this.#join(session, attempt + 1));
-        return;
-      }
-      this.#forget(session);
-      session._fail(error);
-    }
-  }
-
-  #has(session) {
+  /** @internal Whether it is still a session of this meter. */
+  _has(session) {
     return this._sessions.get(session.sessionId) === session;
   }
 
@@ -217,8 +152,8 @@ export class Taximeter extends Connection {
 
   /** @internal */
   _leaveSession(session) {
-    if (!this.#has(session)) return;
-    this.#forget(session);
+    if (!this._has(session)) return;
+    this._forget(session);
     // `leave` has no answer and no repetition, so it is sent even on a full line. A line that
     // is lost leaves by itself; one that is being left keeps the session alive.
     for (const line of [this.state === 'live' && this._line, this._leaving]) {
@@ -234,57 +169,10 @@ export class Taximeter extends Connection {
     }
   }
 
-  #forget({ sessionId }) {
+  /** @internal */
+  _forget({ sessionId }) {
     this._sessions.delete(sessionId);
     this.#held.delete(sessionId);
     this._timers.disarm(`join ${sessionId}`);
-  }
-
-  /** @internal Takes a message that is no `error`; it may answer a request. */
-  _take(message) {
-    const { type } = message;
-    if (type === 'credit') this.#receiveCredit(message);
-    if (type === 'usage') {
-      this.#usage = message;
-      this._emit(type, message);
-    }
-    const session = this._sessions.get(message.session_id);
-    if (message.credits && session?._request.type === 'start') this._noteCredits(message);
-    session?._receive(message);
-    this._requests.get(message.id)?.resolve(message);
-    if (session && (type === 'stopped' || session.state === 'ended')) {
-      this.#finish(session, message);
-    }
-  }
-
-  #receiveCredit(message) {
-    const isOurs = message.account_id === this.welcome?.account_id;
-    const sessions = isOurs ? [...this._sessions.values()] : []; // a listener may change them
-    if (isOurs) this._noteCredits(message);
-    this._emit('credit', message);
-    for (const session of sessions) session._credit(message);
-  }
-
-  /** @internal */
-  _noteCredits({ credits }) {
-    this.#credits = Number(credits);
-  }
-
-  /** Settles the requests of a session that has ended. */
-  #finish(session, message) {
-    if (!this.#has(session)) return; // a listener has left it
-    this._sessions.delete(session.sessionId);
-    const error = new TaximeterError('session_ended', 'The session has ended.');
-    for (const entry of this._requests.of(session)) {
-      if (entry.message.type === 'stop' && message.type === 'stopped') entry.resolve(message);
-      else entry.reject(error);
-    }
-  }
-
-  /** @internal */
-  _view() {
-    const { user_id = null, account_id = null } = this.welcome ?? {};
-    const [credits, usage, error] = [this.#credits, this.#usage, this._error];
-    return { connection: this.state, user_id, account_id, credits, usage, error };
   }
 }

@@ -1,12 +1,7 @@
 /**
- * What keeps a connection well after its first `welcome`.
- *
- * The core imports this module while it connects, and needs it for nothing before that. Without
- * it everything works, less well: a token that expires costs a reconnect, and so do a sleep, a
- * dead line and a server that restarts.
+ * What keeps a connection well: renewed tokens, dead lines, moves, and returns from sleep.
  */
 
-import { isHidden } from './connection.js';
 import { Unauthorized } from './errors.js';
 import { fetchAs } from './http.js';
 
@@ -39,7 +34,7 @@ function renewalDelayMs(lifeMs) {
 }
 
 /**
- * The upkeep of one meter, from its connection until a log-out.
+ * The upkeep of one meter, from its first `welcome` until a log-out.
  *
  * It renews the token, detects a dead line, moves to another process when this one drains,
  * returns from sleep, and ends stopped sessions when the page closes. It owns the timers
@@ -47,30 +42,21 @@ function renewalDelayMs(lifeMs) {
  */
 export class Upkeep {
   #meter;
+  #joinAll;
+  #pingMs = 0;
   #heard = null; // measures the time since the last message of a live line
   #away = null; // measures the same, from the line before this one
   #isAsked = false; // whether a ping was sent since the last message
   #joining = null; // the line on which all sessions are being joined
-  #listening = new AbortController();
 
-  constructor(meter) {
+  /** `joinAll` joins the sessions again on the present line. */
+  constructor(meter, joinAll) {
     this.#meter = meter;
-    this.#listen();
-    if (meter.state === 'live') this.hear(meter.welcome, meter._liveSince);
+    this.#joinAll = joinAll;
   }
 
-  #listen() {
-    const { signal } = this.#listening;
-    const wake = (event) => this.#wake(event);
-    const { document } = globalThis;
-    const hear = (target, type, listener) => target?.addEventListener?.(type, listener, { signal });
-    for (const type of ['online', 'pageshow']) hear(globalThis, type, wake);
-    for (const type of ['visibilitychange', 'resume']) hear(document, type, wake);
-    hear(globalThis, 'pagehide', () => this.#stopAll());
-  }
-
-  /** Takes a message that came at the instant `at`, before the core takes it. */
-  hear(message, at = this.#meter._platform.now()) {
+  /** Notes a message, before anything else takes it. */
+  hear(message) {
     const { state, _platform, _timers } = this.#meter;
     const isWelcome = message.type === 'welcome';
     if (!isWelcome && state !== 'live') return;
@@ -84,13 +70,14 @@ export class Upkeep {
       _timers.arm('drain', _platform.random() * message.after_ms, () => this.#move());
     }
     if (!isWelcome) return;
+    this.#pingMs = message.ping_ms;
     this.#watch();
     const { expires_at, server_time_at } = message;
-    if (expires_at) this.#armRefresh(at + expires_at - server_time_at);
+    if (expires_at) this.#armRefresh(_platform.now() + expires_at - server_time_at);
   }
 
   /** Reports what the sessions have missed, once all are joined. */
-  async returned(joins) {
+  async report(joins) {
     const meter = this.#meter;
     const [line, away] = [meter._line, this.#away];
     this.#away = null;
@@ -114,14 +101,8 @@ export class Upkeep {
     this.#away = this.#heard = null;
   }
 
-  /** Ends everything here: the meter leaves its sessions. */
-  end() {
-    this.#stopAll();
-    this.#listening.abort();
-  }
-
   /** Ends sessions over HTTP, because a `stop` without an answer would be lost with the page. */
-  #stopAll() {
+  stopAll() {
     for (const { stopWanted, sessionId } of this.#meter._sessions.values()) {
       if (!stopWanted || !this.#meter._lastToken) continue;
       const path = `sessions/${encodeURIComponent(sessionId)}/stop`;
@@ -129,23 +110,19 @@ export class Upkeep {
     }
   }
 
-  /** Ends a backoff when the page, network or machine is back. */
-  #wake({ type, persisted }) {
+  /** Looks after a live line when the page, network or machine is back. */
+  wake(isPersisted) {
     const meter = this.#meter;
-    meter._timers.check();
-    if (isHidden() && type !== 'online') return;
-    meter._hurry();
-    if (meter.state !== 'live') return;
     const silentMs = this.#heard();
     // The server has given up a client that was silent for two of its pings, and a page in the
     // back/forward cache has lost its line.
-    const isStale = silentMs > 2 * meter.welcome.ping_ms && meter._sessions.size;
-    if (persisted || isStale) this.#move();
+    const isStale = silentMs > 2 * this.#pingMs && meter._sessions.size;
+    if (isPersisted || isStale) this.#move();
     else if (silentMs >= PROBE_AFTER_MS && this.#joining !== meter._line) {
       this.#ping();
       this.#watch();
       this.#away = this.#heard;
-      this.returned(meter._joinAll(false));
+      this.report(this.#joinAll());
     }
   }
 
@@ -172,8 +149,8 @@ export class Upkeep {
    * line. A late timer means that this page slept, and proves nothing about the line.
    */
   #watch() {
-    const { _line: line, _platform: platform, _timers: timers, welcome } = this.#meter;
-    const pingMs = welcome.ping_ms;
+    const { _line: line, _platform: platform, _timers: timers } = this.#meter;
+    const pingMs = this.#pingMs;
     timers.disarm('watchdog');
     if (!(pingMs > 0)) return;
     const dueAt = platform.now() + pingMs;

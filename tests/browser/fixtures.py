@@ -126,7 +126,7 @@ class ClientPage:
         await self.run(
             "async () => {"
             " const client = await import('/client/taximeter.js');"
-            " await import('/client/upkeep.js');"  # now it is there when the client asks for it
+            " await import('/client/live.js');"  # now it is there when the client asks for it
             " Object.assign(window, client);"
             f" window.meter = new Taximeter({{ platform, fallback: null, {options} }});"
             " listenToMeter(meter);"

@@ -15,7 +15,7 @@ def test_two_users_after_one_another_over_every_interleaving() -> None:
     told = run_module(
         f"""
         const {{ Taximeter }} = await import(CORE);
-        await import(CORE.replace('taximeter.js', 'upkeep.js'));
+        await import(CORE.replace('taximeter.js', 'live.js'));
         const {{ explore }} = await import({json.dumps(path.as_uri())});
         console.log(await explore(Taximeter));
         """

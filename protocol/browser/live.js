@@ -1,0 +1,137 @@
+/**
+ * What a live line needs: it joins the sessions, and takes their messages.
+ *
+ * The core imports this module as soon as a line is open, because nothing before the first
+ * `welcome` needs it.
+ */
+
+import { TaximeterError } from './errors.js';
+import { Figures } from './figures.js';
+import { Upkeep } from './upkeep.js';
+
+/** How often a start is repeated while the server is busy. */
+const START_RETRIES = 3;
+
+/** The sessions of one meter on its live lines, until a log-out. */
+export class Live {
+  #meter;
+  #upkeep;
+
+  constructor(meter) {
+    this.#meter = meter;
+    this.#upkeep = new Upkeep(meter, () => this.#joinAll());
+  }
+
+  /** Notes that the server was heard; comes before `take`. */
+  hear(message) {
+    this.#upkeep.hear(message);
+  }
+
+  /** Joins the sessions on a new line, those that are to stop first. */
+  begin() {
+    this.#upkeep.report(this.#joinAll((session) => this.#repeat(session)));
+  }
+
+  /** Forgets the past: the connection was given up. */
+  reset() {
+    this.#upkeep.reset();
+  }
+
+  /** Ends over HTTP what is to stop: the page closes, or the meter leaves its sessions. */
+  stopAll() {
+    this.#upkeep.stopAll();
+  }
+
+  /** Takes the page back from sleep, or from the back/forward cache. */
+  wake(isPersisted) {
+    this.#upkeep.wake(isPersisted);
+  }
+
+  /** Joins each session; promises, for each, what it has missed. */
+  #joinAll(then = () => {}) {
+    const sessions = [...this.#meter._sessions.values()];
+    sessions.sort((a, b) => b.stopWanted - a.stopWanted);
+    return sessions.map((session) => {
+      const isNew = session.snapshot === null;
+      const joined = this.join(session);
+      then(session);
+      return { session, isNew, joined };
+    });
+  }
+
+  /** Sends again what a session asks for, also a `stop` that nothing waits for any more. */
+  #repeat(session) {
+    const waiting = this.#meter._requests.of(session).filter((entry) => entry.resend);
+    for (const entry of waiting) this.#meter._transmit(entry);
+    const isAsked = waiting.some((entry) => entry.message.type === 'stop');
+    if (session.stopWanted && !isAsked) session.stop().catch(() => {});
+  }
+
+  /** Starts, joins or watches a session; promises its snapshot, or undefined. */
+  async join(session, attempt = 0) {
+    const meter = this.#meter;
+    const timer = `join ${session.sessionId}`;
+    meter._timers.disarm(timer);
+    if (meter.state !== 'live' || !meter._has(session)) return;
+    session._figures ??= new Figures(session);
+    session._error = null;
+    session._change();
+    try {
+      // JSON omits undefined fields.
+      return await meter._ask({ ...session._request, last_seq: session.lastSeq }, session, false);
+    } catch (error) {
+      if (!meter._has(session)) return; // left meanwhile
+      if (['disconnected', 'closed'].includes(error.code)) return; // the reconnect joins it
+      // A running session must survive a server that is busy for a moment, and so must a
+      // session whose start was carried out although its answer timed out. When the server
+      // keeps refusing a start, or gives no time for it (a full account), the caller repeats it.
+      const isBusy = error.code === 'unavailable' || error.retryAfterMs !== null;
+      const mayStart = isBusy && attempt < START_RETRIES;
+      if (error.code === 'timeout' || (error.retryable && session.snapshot) || mayStart) {
+        const delayMs = Math.max(meter._backoffMs(attempt), error.retryAfterMs);
+        meter._timers.arm(timer, delayMs, () => this.join(session, attempt + 1));
+        return;
+      }
+      meter._forget(session);
+      session._fail(error);
+    }
+  }
+
+  /** Takes a message that is neither `welcome` nor `error`; it may answer a request. */
+  take(message) {
+    const meter = this.#meter;
+    const { type } = message;
+    if (type === 'credit') this.#takeCredit(message);
+    if (type === 'usage') {
+      meter._usage = message;
+      meter._emit(type, message);
+    }
+    const session = meter._sessions.get(message.session_id);
+    if (message.credits && session?._request.type === 'start') meter._noteCredits(message);
+    session?._figures?.receive(message);
+    meter._requests.get(message.id)?.resolve(message);
+    if (session && (type === 'stopped' || session.state === 'ended')) {
+      this.#finish(session, message);
+    }
+  }
+
+  #takeCredit(message) {
+    const isOurs = message.account_id === this.#meter.welcome?.account_id;
+    // A listener may change the sessions.
+    const sessions = isOurs ? [...this.#meter._sessions.values()] : [];
+    if (isOurs) this.#meter._noteCredits(message);
+    this.#meter._emit('credit', message);
+    for (const session of sessions) session._figures?.credit(message);
+  }
+
+  /** Settles the requests of a session that has ended. */
+  #finish(session, message) {
+    if (!this.#meter._has(session)) return; // a listener has left it
+    this.#meter._sessions.delete(session.sessionId);
+    const error = new TaximeterError('session_ended', 'The session has ended.');
+    for (const entry of this.#meter._requests.of(session)) {
+      if (entry.message.type === 'stop' && message.type === 'stopped') entry.resolve(message);
+      else entry.reject(error);
+    }
+  }
+}
