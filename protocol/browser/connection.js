@@ -15,6 +15,7 @@ const PROVEN_MS = 10_000;
 const MISSES_TOLD = 3;
 /** After as many, the next attempt goes another way. */
 const MISSES_BLOCKED = 2;
+
 /** The view of a meter that has not connected. */
 const IDLE = Object.freeze({
   connection: 'idle',
@@ -28,9 +29,14 @@ const IDLE = Object.freeze({
 /** The class of live.js, once it is loaded. */
 let Live = null;
 
-const setLive = (found) => {
-  Live = found.Live;
-};
+/** Promises that live.js is loaded, or cannot be. */
+const load = () =>
+  import('./live.js').then(
+    (found) => {
+      Live = found.Live;
+    },
+    () => {},
+  );
 
 const isHidden = () => globalThis.document?.visibilityState === 'hidden';
 
@@ -48,14 +54,13 @@ export class Connection extends Store {
   _sessions = new Map(); // by session id: the sessions to join again after a reconnect
   _requests;
   _timers; // `retry`, `drain`, `refresh`, `watchdog`, and a `join` for each session
-  _live = null; // from the first `welcome` of a user on
+  _live = null; // once live.js is loaded
   _line = null;
   _leaving = null; // the line to a draining process, until another process has our sessions
   _lastToken;
   _usage = null; // the last `usage` message
   _isBlocked = false; // whether the next attempt goes without a WebSocket
   #listening = null; // ends our listening to the page
-  #loading; // settles when live.js is loaded, or cannot be
   #error = null; // why there is no connection
   #credits = null;
   #liveSince;
@@ -175,16 +180,23 @@ export class Connection extends Store {
   #dial(token, WebSocket) {
     const timeoutMs = this._options.requestTimeoutMs;
     const means = { platform: this._platform, timers: this._timers, timeoutMs, WebSocket };
+    let loading = null; // meanwhile messages wait, in their order
     const line = new Line(this._options.url, means, {
       opened: () => {
-        if (!Live) this.#loading = import('./live.js').then(setLive, () => {});
+        this._live ??= Live && new Live(this);
+        if (!this._live) {
+          loading = load().then(() => {
+            this._live ??= Live && new Live(this);
+            loading = null;
+          });
+        }
         this._ask({ type: 'auth', token }, null, false).catch((error) => {
           if (line === this._line) this.#refusal = error; // next the server closes the line
         });
       },
       received: (message) => {
-        if (Live || message.type === 'error') this.#receive(message);
-        else this.#loading.then(() => line === this._line && this.#receive(message));
+        if (!loading || message.type === 'error') this.#receive(message);
+        else loading.then(() => line === this._line && this.#receive(message));
       },
       lost: (code, reason) => this.#lost(code, reason),
     });
@@ -206,9 +218,9 @@ export class Connection extends Store {
   }
 
   #receive(message) {
-    if (Live) (this._live ??= new Live(this)).hear(message);
+    this._live?.hear(message);
     if (message.type === 'error') return this.#receiveError(message);
-    if (!Live) return this._line.declareDead('A module of the client cannot be loaded.');
+    if (!this._live) return this._line.declareDead('A module of the client cannot be loaded.');
     if (message.type === 'welcome') this.#receiveWelcome(message);
     else this._live.take(message);
     return this._change();

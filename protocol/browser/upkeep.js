@@ -34,7 +34,7 @@ function renewalDelayMs(lifeMs) {
 }
 
 /**
- * The upkeep of one meter, from its first `welcome` until a log-out.
+ * The upkeep of one meter, on one live line after another.
  *
  * It renews the token, detects a dead line, moves to another process when this one drains,
  * returns from sleep, and ends stopped sessions when the page closes. It owns the timers

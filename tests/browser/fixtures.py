@@ -121,16 +121,20 @@ class ClientPage:
         async with asyncio.timeout(PATIENCE_S):
             return await self.page.evaluate(script, argument)
 
-    async def construct(self, options: str = "token: 'token-1'") -> None:
-        """Makes ``window.meter``; ``options`` are JavaScript."""
+    async def construct(self, options: str = "token: 'token-1'", is_loaded: bool = True) -> None:
+        """Makes ``window.meter``; ``options`` are JavaScript.
+
+        ``is_loaded`` says whether the browser has the module that the client loads later.
+        """
         await self.run(
-            "async () => {"
+            "async (isLoaded) => {"
             " const client = await import('/client/taximeter.js');"
-            " await import('/client/live.js');"  # now it is there when the client asks for it
+            " if (isLoaded) await import('/client/live.js');"
             " Object.assign(window, client);"
             f" window.meter = new Taximeter({{ platform, fallback: null, {options} }});"
             " listenToMeter(meter);"
-            "}"
+            "}",
+            is_loaded,
         )
 
     async def start(self, options: str = "") -> None:

@@ -20,6 +20,7 @@ async def test_page_is_served_with_its_parts(server: TestServer) -> None:
     [
         ("taximeter.js", "text/javascript"),
         ("taximeter.d.ts", "text/plain"),
+        ("live.js", "text/javascript"),
         ("fallback.js", "text/javascript"),
         ("fallback.d.ts", "text/plain"),
     ],
