@@ -5,7 +5,7 @@ import asyncio
 from playwright.async_api import Route
 
 from tests.browser.fixtures import ClientPage, chromium, client, mock_server
-from tests.browser.mock_server import BrowserSocket, Message, tick, welcome
+from tests.browser.mock_server import PATIENCE_S, BrowserSocket, Message, tick, welcome
 
 __all__ = ["chromium", "client", "mock_server"]
 
@@ -19,17 +19,29 @@ async def begin(client: ClientPage, options: str = "token: 'token-1'") -> Browse
     return await client.server.line()
 
 
-async def hold(client: ClientPage) -> tuple[asyncio.Event, asyncio.Event]:
-    """Holds the module back until the second event is set; sets the first when it is asked for."""
-    asked, released = asyncio.Event(), asyncio.Event()
+class Held:
+    """The request for the module, which waits until the test lets it go."""
 
-    async def wait(route: Route) -> None:
-        asked.set()
-        await released.wait()
-        await route.continue_()
+    def __init__(self) -> None:
+        self.asked = asyncio.Event()
+        self._routes: list[Route] = []
 
-    await client.page.route(LATER, wait)
-    return asked, released
+    def take(self, route: Route) -> None:
+        self._routes.append(route)
+        self.asked.set()
+
+    async def release(self) -> None:
+        async with asyncio.timeout(PATIENCE_S):
+            await self.asked.wait()
+        for route in self._routes:
+            await route.continue_()
+
+
+async def hold(client: ClientPage) -> Held:
+    """Holds the module back."""
+    held = Held()
+    await client.page.route(LATER, held.take)
+    return held
 
 
 async def take(client: ClientPage) -> Message:
@@ -39,12 +51,11 @@ async def take(client: ClientPage) -> Message:
 
 async def test_nothing_is_loaded_before_the_network_is_there(client: ClientPage) -> None:
     """Browsers may remember that a module could not be loaded."""
-    asked, released = await hold(client)
-    released.set()
+    held = await hold(client)
     await client.construct("token: async () => { throw new Error('no network'); }", False)
     await client.start()
     await client.take("error")
-    assert not asked.is_set()
+    assert not held.asked.is_set()
 
 
 async def test_a_module_that_cannot_be_loaded_fails_the_attempt(client: ClientPage) -> None:
@@ -72,16 +83,15 @@ async def test_a_module_that_cannot_be_loaded_fails_the_attempt(client: ClientPa
 
 
 async def test_messages_wait_for_the_module_in_their_order(client: ClientPage) -> None:
-    asked, released = await hold(client)
+    held = await hold(client)
     line = await begin(client)
     await line.answer(await line.receive("auth"), **welcome())
     await line.send(type="credit", account_id=welcome()["account_id"], credits="7")
     await line.send(type="error", code="bad_message", message="Marker.", retryable=False)
     await client.take("error")  # the one message that needs nothing more
-    await asked.wait()
     assert await client.run("() => meter.state") == "connecting"
     assert await client.run("() => meter.getSnapshot().credits") is None
-    released.set()
+    await held.release()
     await line.join(credits="7")
     heard = [await take(client) for _ in range(4)]
     assert [event["type"] for event in heard] == ["welcome", "connection", "credit", "session"]
@@ -91,7 +101,7 @@ async def test_messages_wait_for_the_module_in_their_order(client: ClientPage) -
 async def test_nothing_of_a_user_who_left_is_heard_when_the_module_is_there(
     client: ClientPage,
 ) -> None:
-    _, released = await hold(client)
+    held = await hold(client)
     old = await begin(client)
     await old.answer(await old.receive("auth"), **welcome(user_id="ann"))
     await old.send(type="credit", account_id=welcome()["account_id"], credits="111")
@@ -100,7 +110,7 @@ async def test_nothing_of_a_user_who_left_is_heard_when_the_module_is_there(
     await client.run("() => { meter.switchUser('token-2'); }")
     line = await client.server.line()
     await line.answer(await line.receive("auth"), **welcome(user_id="bob", credits="2"))
-    released.set()
+    await held.release()
     await client.take_state("live")
     view = await client.run("() => meter.getSnapshot()")
     assert (view["user_id"], view["credits"]) == ("bob", 2)
@@ -121,10 +131,10 @@ async def test_a_refused_token_is_told_before_the_module_is_there(client: Client
 async def test_a_stop_before_the_module_is_there_is_sent_after_the_start(
     client: ClientPage,
 ) -> None:
-    _, released = await hold(client)
+    held = await hold(client)
     line = await begin(client)
     await line.answer(await line.receive("auth"), **welcome())
     await client.run("() => { settled(session.stop()); }")
-    released.set()
+    await held.release()
     await line.join()
     await line.receive("stop")

@@ -103,8 +103,8 @@ BUDGETS = {
 }
 """The most bytes of an entry, or of a part that the core loads later, minified and gzipped.
 
-Without the entries that it builds on: the core counts without ``live.js`` and ``fallback.js``, which
-it loads when it needs them.
+Without the entries that it builds on: the core counts without ``live.js`` and ``fallback.js``,
+which it loads later.
 """
 SHARED = ("errors.js", "line.js")
 """Modules of the core that ``live.js`` finds loaded."""
