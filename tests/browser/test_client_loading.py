@@ -1,4 +1,4 @@
-"""Tests the client while the module of a live line is loading, and when it cannot be loaded."""
+"""Tests the client while live.js is loading, and without it."""
 
 import asyncio
 
@@ -19,8 +19,8 @@ async def begin(client: ClientPage, options: str = "token: 'token-1'") -> Browse
     return await client.server.line()
 
 
-class Held:
-    """The request for the module, which waits until the test lets it go."""
+class HeldModule:
+    """The module's request, which waits for the test."""
 
     def __init__(self) -> None:
         self.asked = asyncio.Event()
@@ -37,9 +37,9 @@ class Held:
             await route.continue_()
 
 
-async def hold(client: ClientPage) -> Held:
+async def hold(client: ClientPage) -> HeldModule:
     """Holds the module back."""
-    held = Held()
+    held = HeldModule()
     await client.page.route(LATER, held.take)
     return held
 
@@ -59,7 +59,7 @@ async def test_nothing_is_loaded_before_the_network_is_there(client: ClientPage)
 
 
 async def test_a_module_that_cannot_be_loaded_fails_the_attempt(client: ClientPage) -> None:
-    """No session starts that the page could not show, and the next attempt asks again."""
+    """No session starts, and the next attempt asks again."""
     await client.page.route(LATER, lambda route: route.abort())
     line = await begin(client)
     for _ in range(2):
