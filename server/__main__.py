@@ -1,21 +1,29 @@
-"""The commands: ``python -m server web|flush|all|migrate|audit|token``."""
+"""The commands: ``python -m server web|flush|all|migrate|audit|token|calls``."""
 
 import asyncio
 import contextlib
+import datetime
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Annotated
 from urllib.parse import urlsplit
 
 import asyncpg
+import msgspec
 import structlog
 import typer
 import uvloop
 from redis.exceptions import RedisError
 
+from protocol.wire.codec import explain
+from protocol.wire.money import format_credits
 from server import limits as server_limits
 from server.access.tokens import mint_token
+from server.calls.mapping import EACH, KIND_DEFAULT, CallPlan
+from server.calls.parked import parked_participants
+from server.calls.replay import ReplayResult, pause, replay
 from server.hosting.serving import serve
 from server.hosting.supervisor import Supervisor
 from server.hosting.worker import Worker
@@ -27,6 +35,7 @@ from server.runtime.start_checks import doubts, exposures
 from storage.audit import Audit, audit_live, audit_record
 from storage.embedded import EngineError, start_engines
 from storage.flush.partitions import run_flusher
+from storage.postgres.calls import CallBill, CallRecords
 from storage.postgres.migrate import MigrationError, migrate_database
 from storage.postgres.records import Records, UnavailableError
 from storage.redis.keys import Keys
@@ -247,6 +256,125 @@ def audit() -> None:
         typer.echo("the record adds up; what is in Redis was not compared with it")
         sys.exit(2)
     typer.echo("everything adds up")
+
+
+calls_commands = typer.Typer(no_args_is_help=True, help="Calls of outside providers.")
+commands.add_typer(calls_commands, name="calls")
+
+
+def _with_calls(work: Callable[[CallRecords], Awaitable[None]]) -> None:
+    """Runs ``work`` with the record of calls."""
+
+    async def connected(settings: Settings) -> None:
+        assert settings.database_url is not None
+        records = await Records.connect(settings.database_url)
+        try:
+            await work(CallRecords.over(records))
+        finally:
+            await records.close()
+
+    _run(_settings(secrets=False, quietly=True), connected, migrate=False)
+
+
+@calls_commands.command()
+def parked() -> None:
+    """Lists the participants whom nothing says how to bill, newest first."""
+
+    async def work(records: CallRecords) -> None:
+        async for one in parked_participants(records):
+            typer.echo(
+                f"{one.provider} {one.call_id} run {one.call_session}: "
+                f"{one.participant!r} is parked, {one.parked_because}"
+            )
+
+    _with_calls(work)
+
+
+@calls_commands.command("map")
+def map_call(
+    call: Annotated[str, typer.Argument(help="The call. Stream: the cid; LiveKit: the sid.")],
+    provider: Annotated[str, typer.Option(help="The call's provider: stream, livekit.")],
+    participant: Annotated[
+        list[str] | None,
+        typer.Option(help="A provider's user id, and ours: p1=ann. May be repeated."),
+    ] = None,
+    payer: Annotated[str, typer.Option(help="each, host, or a user of ours.")] = EACH,
+    host: Annotated[str | None, typer.Option(help="The host, by the provider's user id.")] = None,
+    org: Annotated[str | None, typer.Option(help="The organisation of all.")] = None,
+    kind: Annotated[str, typer.Option(help="A kind of the rate card.")] = KIND_DEFAULT,
+) -> None:
+    """Says whose a call is.
+
+    What was parked of it is billed from its first fact.
+    """
+    plan = {
+        "participants": {
+            name: {"user_id": user}
+            for name, _, user in (one.rpartition("=") for one in participant or ())
+        },
+        "payer": payer,
+        "kind": kind,
+        **({"host": host} if host else {}),
+        **({"org_id": org} if org else {}),
+    }
+
+    async def work(records: CallRecords) -> None:
+        try:
+            checked = msgspec.convert(plan, CallPlan)
+        except msgspec.ValidationError as error:
+            raise ConfigurationError(explain(error)) from None
+        encoded = msgspec.json.encode(checked).decode()
+        version = await records.put_plan(provider, call, encoded, time.time_ns() // 1_000_000)
+        typer.echo(f"{provider} {call} has a plan, version {version}")
+
+    _with_calls(work)
+
+
+@calls_commands.command("replay")
+def replay_calls(
+    from_: Annotated[str, typer.Option("--from", help="2026-12-01T00:00:00Z, by arrival.")],
+    to: Annotated[str, typer.Option("--to", help="The instant after the last.")],
+) -> None:
+    """Applies facts of a span again, and compares the bills.
+
+    Exits 1 when a bill differs afterwards. A process that serves applies them, so one has to run.
+    """
+    result: ReplayResult | None = None
+
+    async def work(records: CallRecords) -> None:
+        nonlocal result
+        span = (_instant_ms(from_), _instant_ms(to))
+        result = await replay(records, span, time.time_ns() // 1_000_000, pause)
+
+    _with_calls(work)
+    assert result is not None
+    for before, after in result.changed:
+        typer.echo(f"{before.tenant} {before.session_id}: {_bill(before)}, now {_bill(after)}")
+    typer.echo(
+        f"{result.facts} facts applied again, {result.sessions} bills compared, "
+        f"{len(result.changed)} differ"
+    )
+    if result.waiting:
+        typer.echo(f"{result.waiting} facts still wait: no process applies them", err=True)
+    if result.changed or result.waiting:
+        sys.exit(1)
+
+
+def _bill(bill: CallBill | None) -> str:
+    if bill is None:
+        return "none"
+    return f"{bill.elapsed_ms} ms, {bill.minutes} minutes, {format_credits(bill.charged_micros)}"
+
+
+def _instant_ms(text: str) -> int:
+    """Epoch milliseconds of an instant as an operator writes it."""
+    try:
+        moment = datetime.datetime.fromisoformat(text)
+    except ValueError:
+        raise ConfigurationError(f"{text}: write 2026-12-01T00:00:00Z") from None
+    if moment.tzinfo is None:
+        raise ConfigurationError(f"{text}: name the time zone, such as Z for UTC")
+    return int(moment.timestamp() * 1000)
 
 
 @commands.command()

@@ -1,5 +1,6 @@
 """The list of sessions, past and live, newest first, with their receipts."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import msgspec
@@ -117,12 +118,12 @@ async def list_sessions(request: Request) -> Response:
     count = page_rows(request, server_limits.SESSIONS_PER_PAGE_MAX)
     found = await process.records.sessions_page(tenant, wanted, before, count + 1)
     page = found[:count]
-    live = await _live(process, tenant, page)
+    live = await live_sessions(process, tenant, page)
     last = page[-1] if len(found) > count else None
     return answer(
         SessionPage(
             items=[
-                _listed(process, row, live.get(row.session_id), is_for_user=_is_user(principal))
+                listed(process, row, live.get(row.session_id), is_for_user=_is_user(principal))
                 for row in page
             ],
             next_cursor=cursor_of(last.started_at or 0, last.session_id) if last else None,
@@ -160,8 +161,8 @@ def _instant(request: Request, name: str) -> int | None:
     return int(value)
 
 
-async def _live(
-    process: Process, tenant: str, page: tuple[SessionRow, ...]
+async def live_sessions(
+    process: Process, tenant: str, page: Sequence[SessionRow]
 ) -> dict[str, SessionState]:
     """A page's sessions that have not ended in the record, from Redis."""
     asked = [row.session_id for row in page if row.state == "live"]
@@ -176,7 +177,7 @@ async def _live(
     return {session.identity.session_id: session for session in found}
 
 
-def _listed(
+def listed(
     process: Process, row: SessionRow, live: SessionState | None, *, is_for_user: bool
 ) -> SessionListed:
     """A row of the list; Redis completes that of a live session.

@@ -76,6 +76,20 @@ CALL_TOKEN_MS: Final = 60_000
 """Life of a token for a call provider's REST: one request."""
 CALL_TOKEN_BACKDATED_MS: Final = 5_000
 """How long before now such a token begins: the provider's clock may be behind ours."""
+CALL_FACTS_REPLAYED_PER_BATCH: Final = 500
+"""Facts of a replay that wait at the same time, beside those that come in."""
+CALL_BILLS_PER_PAGE: Final = 500
+CALL_REPLAY_WAIT_S: Final = 1.0
+CALL_REPLAY_WAITS_MAX: Final = 120
+"""Waits of a replay without progress, after which it gives up: no process applies facts."""
+CALL_RUNS_SHOWN_MAX: Final = 10
+"""Runs that one call shows: its newest."""
+CALL_FACTS_SHOWN_MAX: Final = 500
+"""Facts that each of these runs shows: its newest."""
+CALL_PARTICIPANTS_SHOWN_MAX: Final = 200
+"""Participants that each run shows."""
+CALL_PARTICIPANTS_LISTED_MAX: Final = 20
+"""Participants of each run in the list of calls."""
 
 # --- Relations -----------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ from server import limits as server_limits
 from server.api import (
     accounts,
     adjustments,
+    call_list,
     calls,
     demo,
     description,
@@ -249,6 +250,7 @@ def create_app(process: Process, routes: list[BaseRoute] | None = None) -> Starl
         *time_tracking.ROUTES,
         *reports.ROUTES,
         *calls.ROUTES,
+        *call_list.ROUTES,
         *(routes or []),
     ]
     if process.settings.is_development:

@@ -126,10 +126,13 @@ class CallRecords(Database):
         return int(await self._value("facts_waiting", from_at, to_at))
 
     async def facts_of(
-        self, provider: str, call_session: str, participant: str | None = None
+        self,
+        provider: str,
+        call_session: str,
+        most: int = storage_limits.CALL_FACTS_READ_MAX,
+        participant: str | None = None,
     ) -> tuple[FactRow, ...]:
         """Returns a run's or participant's newest facts, in order of arrival."""
-        most = storage_limits.CALL_FACTS_READ_MAX
         return await self._rows(
             "facts_of_session", FactRow, provider, call_session, most, participant
         )
@@ -178,13 +181,15 @@ class CallRecords(Database):
         return msgspec.json.decode(await self._run(map_once), type=ParticipantRow)
 
     async def participants(
-        self, runs: Sequence[tuple[str, str]], after: str = ""
+        self,
+        runs: Sequence[tuple[str, str]],
+        after: str = "",
+        most: int = storage_limits.CALL_PARTICIPANTS_READ_MAX,
     ) -> tuple[ParticipantRow, ...]:
         """Returns participants of runs (provider, run), in order of their names.
 
-        At most ``CALL_PARTICIPANTS_READ_MAX``; of one run, those after a participant.
+        At most ``most`` of each run; of one run, those after a participant.
         """
-        most = storage_limits.CALL_PARTICIPANTS_READ_MAX
         asked = columns.turned(list(runs), 2)
         return await self._rows("call_participants", ParticipantRow, *asked, most, after)
 

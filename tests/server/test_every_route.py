@@ -24,6 +24,7 @@ OWN = "?org=acme&user=ann"
 """The user whom calls of backends and operators concern; a user may name themselves."""
 MARKS = ("77.125", "ann's secret", "ann.s-advisor", "4242.5", '"minutes_limit":254550')
 CHAT, KEY = "chat-1", "ann's key"
+CALL = "/v1/calls/ann.s-advisor?provider=stream"
 ALL = ("user", "key", "ops")
 BOTH = ("user", "key")
 
@@ -104,6 +105,9 @@ EXAMPLES = {
     "GET /v1/ops/reports/usage.csv": Example(
         "/v1/ops/reports/usage.csv?from=2026-01-01&to=2099-12-31&org=acme", ("ops",)
     ),
+    "PUT /v1/calls/{id}": Example(f"{CALL}&org=acme", ("key", "ops"), {}, shows=True),
+    "GET /v1/calls/{id}": Example(CALL, ("key", "ops"), shows=True),
+    "GET /v1/calls": Example("/v1/calls", ("key", "ops")),
     "GET /api/usage/check-limit": Example(f"/api/usage/check-limit{OWN}", BOTH, shows=True),
     "POST /api/usage/track-minute": Example(
         f"/api/usage/track-minute{OWN}",
@@ -239,6 +243,7 @@ async def scene(start_server: StartServer, monkeypatch: pytest.MonkeyPatch) -> R
         "POST", "/api/usage/track-minute", ann, session_id="rec-1", seconds_recorded=42,
         minute_timestamp=server.process.clock.now() - 300_000,
     )  # fmt: skip
+    await made("PUT", f"{CALL}&org=acme", participants={"p1": {"user_id": "ann"}})
     stream = await server.stream(ann)
     return RouteTargets(server, {**holds, "stream": stream.id})
 
