@@ -127,7 +127,25 @@ export class Connection extends Store {
     const wake = (event) => this.#wake(event);
     hear(globalThis, ['online', 'pageshow'], wake);
     hear(document, ['visibilitychange', 'resume'], wake);
-    hear(globalThis, ['pagehide'], () => this._live?.stopAll());
+    hear(globalThis, ['pagehide'], (event) => this.#hide(event));
+  }
+
+  /**
+   * Hangs up when the page is left.
+   *
+   * The socket of a page in the back/forward cache would stay open, and its sessions would run
+   * where no one sees them. They are joined again when the page is back.
+   */
+  #hide({ persisted }) {
+    this._live?.stopAll();
+    if (!persisted || this.state === 'offline') return;
+    this.#epoch += 1; // drops a token that comes later
+    this._line?.close();
+    this._letGo();
+    this._dropped();
+    this._timers.disarm('drain');
+    this._timers.arm('retry', this._options.backoffMostMs, () => this._connect());
+    this.#setState('reconnecting');
   }
 
   /** Ends a backoff when the page, network or machine is back. */

@@ -174,6 +174,42 @@ async def test_a_page_back_from_the_back_forward_cache_has_a_new_line(client: Cl
     await client.take("session")
 
 
+async def test_a_page_in_the_back_forward_cache_has_no_line(client: ClientPage) -> None:
+    """Its sessions would run on: the browser keeps its socket and answers pings."""
+    line = await client.live()
+    await client.run(
+        "() => dispatchEvent(new PageTransitionEvent('pagehide', { persisted: true }))"
+    )
+    assert await line.receive_close() == 1000
+    assert await client.run("() => session.getSnapshot().live") is False
+    await client.advance(4_000)
+    assert not client.server.has_new_line()
+    await client.run(PERSISTED)
+    line = await client.server.line()
+    await line.welcome()
+    start = await line.join(seq=3, missed=[warning(3)], elapsed_ms=1_000)
+    assert start["last_seq"] == 0
+    await client.take("limit_warning")
+    await client.take("session")
+    for _ in ("session", "meter"):
+        assert await client.take("resumed") == {"away_ms": 4_000, "missed": [warning(3)]}
+
+
+async def test_an_attempt_ends_when_the_page_is_left(client: ClientPage) -> None:
+    await client.construct()
+    await client.start()
+    line = await client.server.line()
+    await line.receive("auth")
+    await client.run(
+        "() => dispatchEvent(new PageTransitionEvent('pagehide', { persisted: true }))"
+    )
+    assert await line.receive_close() == 1000
+    await client.run(PERSISTED)
+    line = await client.server.line()
+    await line.welcome()
+    await line.join()
+
+
 async def test_a_page_back_from_a_short_sleep_asks_for_its_figures(client: ClientPage) -> None:
     """The answer comes within one round trip, whatever the tick."""
     line = await client.live()
