@@ -175,7 +175,7 @@ async def test_a_page_back_from_the_back_forward_cache_has_a_new_line(client: Cl
 
 
 async def test_a_page_in_the_back_forward_cache_has_no_line(client: ClientPage) -> None:
-    """Its sessions would run on: the browser keeps its socket and answers pings."""
+    """With one, its sessions would run on: the browser answers pings."""
     line = await client.live()
     await client.run(
         "() => dispatchEvent(new PageTransitionEvent('pagehide', { persisted: true }))"

@@ -1,4 +1,4 @@
-"""Tests what hidden pages, outages, reloads and dead servers cost, down to the receipt.
+"""Tests what absent pages, networks and servers cost, on the receipt.
 
 Each disturbance begins on a running session, which gets notices before and in it. At the end the
 page has heard each notice once, and the receipt has no gap that the kind does not allow.
@@ -92,7 +92,7 @@ class DisturbedRide:
         self._entries = 0
 
     async def begin(self) -> None:
-        """Starts with ten minutes and more, and then has less: the first notice."""
+        """Starts above a threshold, and falls below: the first notice."""
         await self.enter("grants", "100")
         await self.load()
         await self.page.run("() => ticks(1)")
@@ -138,7 +138,7 @@ class DisturbedRide:
         return receipt
 
     def _check(self, receipt: Message) -> None:
-        """Every instant is in a segment or a gap, and counted as the kind says."""
+        """Every instant is counted as its kind says."""
         gaps = receipt["gaps"]
         assert all(gap["billed"] == (self.kind == "charged") for gap in gaps)
         unbilled = [gap for gap in gaps if not gap["billed"]]
@@ -197,7 +197,10 @@ async def test_a_hidden_page_costs_no_gap(real: TestServer, raw_chromium: RawChr
 async def test_a_frozen_page_costs_the_moment_of_its_return(
     real: TestServer, raw_chromium: RawChromium, kind: str
 ) -> None:
-    """The browser answers the server's pings for it, and drops the socket when it thaws it."""
+    """The browser answers pings until it thaws the page.
+
+    Then it drops the socket, and the client has the next one at once.
+    """
     async with riding(raw_chromium, real.port, kind) as ride:
         witness = await watching(real)
         await ride.page.freeze()
