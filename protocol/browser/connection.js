@@ -171,7 +171,8 @@ export class Connection extends Store {
       if (epoch !== this.#epoch) return;
       if (!token) throw new Unauthorized('There is no token.');
       const WebSocket = await this.#socket();
-      if (epoch === this.#epoch) this._line = this.#dial(token, WebSocket);
+      if (epoch !== this.#epoch) return;
+      this._line = this.#dial(token, this._options.tabs?.(WebSocket, token) ?? WebSocket);
     } catch (error) {
       if (epoch === this.#epoch) this._fail(error);
     }

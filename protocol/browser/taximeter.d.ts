@@ -479,7 +479,17 @@ export interface TaximeterOptions {
    * take turns until one gets through. Null: WebSockets only.
    */
   fallback?: typeof StreamSocket | null;
+  /**
+   * Shares one connection among all tabs of the user: `tabs` of `taximeter/tabs`.
+   *
+   * By default each tab has its own. It gets what connects, and the token, and returns what is
+   * to connect instead.
+   */
+  tabs?: (WebSocket: SocketClass, token: string) => SocketClass;
 }
+
+/** What makes a connection, as `WebSocket` does. The client gives its `platform` as well. */
+export type SocketClass = new (url: string, protocol: string, platform: Platform) => object;
 
 export interface StartOptions {
   kind: string;

@@ -107,6 +107,12 @@ class BrowserSocket:
         await self.answer(start, **snapshot(session_id=start["session_id"], **changes))
         return start
 
+    async def join_again(self, **changes: Any) -> Message:
+        """Answers the request of a further tab, and returns it."""
+        watch = await self.receive("watch")
+        await self.answer(watch, **snapshot(session_id=watch["session_id"], **changes))
+        return watch
+
     @property
     def is_open(self) -> bool:
         return self._connection.close_code is None
