@@ -45,7 +45,6 @@ class RestClient:
         headers: Mapping[str, str],
         query: Mapping[str, str] | None = None,
         body: Any = None,
-        missing_is_none: bool = True,
     ) -> bytes | None:
         """The body of a successful answer; None without such an object.
 
@@ -60,7 +59,7 @@ class RestClient:
             )
         except HttpFailedError as error:
             raise ProviderError(f"{self._provider} does not answer: {error}") from None
-        if answer.status == 404 and missing_is_none:
+        if answer.status == 404:
             return None
         if not 200 <= answer.status < 300:
             raise ProviderError(

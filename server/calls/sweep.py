@@ -130,7 +130,9 @@ def facts_of_truth(truth: CallTruth, run: SweepDue, known: Sequence[Fact]) -> li
     made: list[Fact] = []
     ended_at = _ended_at(truth, run, known)
     if truth.started_at_ms is not None:
-        made.append(_fact(truth, run, FactKind.STARTED, None, truth.started_at_ms))
+        started = _fact(truth, run, FactKind.STARTED, None, truth.started_at_ms)
+        # The event that had the call's own data may be lost, and the data name the payer.
+        made.append(msgspec.structs.replace(started, custom=truth.custom))
     for presence in truth.presences:
         made.append(_fact(truth, run, FactKind.JOINED, presence, presence.from_at_ms))
         left_at = presence.to_at_ms

@@ -185,6 +185,9 @@ class FakeStream(FakeCalls):
 
     def _new_run(self, call: str, custom: dict[str, Any]) -> FakeRun:
         session = "-".join(self._hex(length) for length in (8, 4, 4, 4, 12))
+        for run in self.runs:
+            if run.call == call:
+                custom = {**run.custom, **custom}  # it is the call's, not the session's
         return FakeRun(call, session, call, self.now_ms, custom=custom)
 
     def _new_device(self) -> str:

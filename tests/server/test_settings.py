@@ -47,8 +47,29 @@ def test_everything_can_be_set(monkeypatch: pytest.MonkeyPatch) -> None:
         START="prepared",
         UNCOVERED_MS="0",
         LOG_FORMAT="json",
+        STREAM_API_KEY="stream",
+        STREAM_SECRET_KEY="s1",
+        STREAM_API_URL="https://stream.example",
+        LIVEKIT_URL="wss://livekit.example",
+        LIVEKIT_API_KEY="livekit",
+        LIVEKIT_API_SECRET="s2",
+        DAILY_API_KEY="daily",
+        DAILY_WEBHOOK_SECRET="czM=",
+        DAILY_API_URL="https://daily.example/v1",
     )
     settings = load_settings()
+    assert (settings.stream_api_key, settings.stream_api_url) == (
+        "stream",
+        "https://stream.example",
+    )
+    assert (settings.livekit_api_key, settings.livekit_url) == ("livekit", "wss://livekit.example")
+    assert settings.daily_api_url == "https://daily.example/v1"
+    secrets = (
+        settings.stream_secret_key, settings.livekit_api_secret, settings.daily_api_key,
+        settings.daily_webhook_secret,
+    )  # fmt: skip
+    assert [one.get_secret_value() for one in secrets if one] == ["s1", "s2", "daily", "czM="]
+    assert not any(each in repr(settings) for each in ("s1", "s2", "czM="))
     assert settings.is_development
     assert settings.development_confirmed
     assert (settings.host, settings.port, settings.data_dir) == ("0.0.0.0", 9000, Path("/tmp/x"))
