@@ -80,6 +80,12 @@ vary by less than this."""
 RECONNECT_GRACE_MS_MAX: Final = 3_600_000
 TOLERANCE_MS_MAX: Final = 3_600_000
 """The widest tolerance of an outside clock: beyond an hour nothing would ever be corrected."""
+PROVIDED_SILENCE_MS_MAX: Final = 7 * 24 * 3_600_000
+"""Longest suspension of a session whose outside clock is silent. That clock's word ends the
+session, so this bounds only sessions that the clock has forgotten."""
+PROVIDED_SINCE_MS_MAX: Final = RECONNECT_GRACE_MS_MAX
+"""How far back time may begin that an outside clock makes known afterwards. A minute of it is
+offered as a part, as for the longest gap; earlier time is settled at the session's end."""
 SPEED_MAX: Final = 100
 """The fastest demonstration: ten minutes pass in six seconds."""
 OPERATIONS_PER_MONTH_MAX: Final = 1_000_000_000

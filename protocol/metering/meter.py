@@ -35,6 +35,7 @@ from protocol.metering.effects import (
 )
 from protocol.metering.intents import Intent
 from protocol.metering.meter_state import MeterState, settled_at
+from protocol.metering.moment import Moment
 from protocol.metering.quota import MonthOf, keeps_more_minutes
 from protocol.metering.session import SessionState
 from protocol.metering.states import Event, Phase
@@ -47,8 +48,17 @@ class Meter(MeterState):
 
     # --- What happens ------------------------------------------------------------
 
-    def attach(self, now_ms: int, asked_at: int | None = None, *, has_others: bool = False) -> bool:
+    def attach(
+        self,
+        now_ms: int,
+        asked_at: int | None = None,
+        *,
+        has_others: bool = False,
+        since: int | None = None,
+    ) -> bool:
         """Adds a socket of this process, which ends a grace.
+
+        ``since``: an outside clock says since when the user has been back.
 
         The join is a proof of life at ``asked_at``, when the socket asked to join; the socket may
         be gone since. ``has_others``: other processes have sockets. Returns whether the shell must
@@ -60,6 +70,7 @@ class Meter(MeterState):
             self.served_from_ms = self.elapsed_at(now_ms)
         self.sockets += 1
         self.proof_at = max(self.proof_at, came_at)
+        self._since = since if self.session.standing.phase is Phase.SUSPENDED else None
         self._warn(now_ms)
         self._plan(now_ms)
         return begins
@@ -152,6 +163,7 @@ class Meter(MeterState):
         user took leave, so promises that other processes have of the session end too.
         """
         self.sockets -= 1
+        self._since = None
         self.proof_at = max(self.proof_at, alive_at)
         if farewell:
             self._farewell_at = alive_at
@@ -179,12 +191,18 @@ class Meter(MeterState):
         self._plan(now_ms)
         return True
 
-    def start(self, now_ms: int, token: Token, basis: StartBasis | None = None) -> None:
+    def start(
+        self,
+        now_ms: int,
+        token: Token,
+        basis: StartBasis | None = None,
+        since: int | None = None,
+    ) -> None:
         """Starts a session without steps, and adds its first socket.
 
-        ``basis`` is what the session's identity was decided from.
+        ``basis`` is what the session's identity was decided from; ``since`` as in ``attach``.
         """
-        self.basis = basis
+        self.basis, self._since = basis, since
         self.sockets += 1
         self.proof_at = now_ms
         self._intents.add(Intent(Event.RESUME, now_ms, token, starts=True))
@@ -520,7 +538,7 @@ class Meter(MeterState):
             self._wanted = self._hopes = False
             self._ask(step, None)
 
-    def _moment_of(self, intent: Intent, now_ms: int) -> transitions.Moment:
+    def _moment_of(self, intent: Intent, now_ms: int) -> Moment:
         """The moment in which an intent is judged.
 
         If the last socket went after its client's request, a socket that joined since proves

@@ -8,12 +8,13 @@ or computes anew after one of these has changed.
 import msgspec
 
 from protocol import limits
-from protocol.metering import limit_positions, transitions
+from protocol.metering import limit_positions
 from protocol.metering.counted_time import CountedTime
 from protocol.metering.cover import covered_until, covered_with
 from protocol.metering.doubt import Doubt
 from protocol.metering.effects import Effect, RemoteStep, Show, Token
 from protocol.metering.intents import Intent, Intents
+from protocol.metering.moment import Moment
 from protocol.metering.notices import Notices
 from protocol.metering.projection import AccountProjection, Granted, MonthProjection, burn_line_of
 from protocol.metering.quota import NO_REST, MonthOf, Rest, month_ends_at
@@ -43,6 +44,9 @@ class MeterState:
     kept_open: str | None = None
     """The limit at which Redis calls the grant final, but this process does not, because holders of
     the rest are silent. None: no limit."""
+
+    _since: int | None = None
+    """When the time that a return begins has begun, by an outside clock; None: with the return."""
 
     _doubt: Doubt | None = None
     """The doubt whether the sockets before the last join are alive; None: no doubt."""
@@ -431,11 +435,11 @@ class MeterState:
             or self.proven_ms(now_ms) >= self.session.standing.minute_end_ms
         )
 
-    def _moment(self, now_ms: int) -> transitions.Moment:
+    def _moment(self, now_ms: int) -> Moment:
         session_id = self.session.identity.session_id
         most_micros = self.account.available_to(session_id, now_ms)
         needed_micros = self.account.needed_beside(session_id, now_ms)
-        return transitions.Moment(
+        return Moment(
             session=self.session,
             month_of=self.month_of,
             now_ms=now_ms,
@@ -457,6 +461,7 @@ class MeterState:
             refreshed=self._refreshed,
             response_ms=self.response_ms,
             share_until=self._share_until(now_ms),
+            since=self._since,
         )
 
     def _share_until(self, now_ms: int) -> int | None:
@@ -473,7 +478,8 @@ class MeterState:
             return covered_until(account)
         # The question is about a step with which time begins to run.
         is_billed = standing.lost_at is not None and terms.gap == "bill"
-        at = standing.lost_at if is_billed and standing.lost_at is not None else now_ms
+        at = now_ms if self._since is None else self._since
+        at = standing.lost_at if is_billed and standing.lost_at is not None else at
         line = burn_line_of(terms, standing.elapsed_ms, at, standing.free_ms, running=True)
         return covered_with(account, session_id, line)
 
@@ -522,6 +528,8 @@ class MeterState:
             self.served_from_ms = session.standing.elapsed_ms  # a client that was away begins anew
         self.session, self._heard_at = session, now_ms
         standing, grant = session.standing, session.grant
+        if standing.phase is not Phase.SUSPENDED and standing.version:
+            self._since = None
         if self._doubt is not None and (
             standing.phase is not Phase.ACTIVE or standing.run_at >= self._doubt.came_at
         ):

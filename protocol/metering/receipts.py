@@ -1,14 +1,21 @@
 """Receipts: what a session cost, by its last standing or record."""
 
+from collections.abc import Sequence
+
 from protocol.metering.records import SessionEnded
 from protocol.wire import messages
 from protocol.wire.money import format_credits
 
 
-def receipt(ended: SessionEnded, provider_ms: int | None = None) -> messages.Receipt:
+def receipt(
+    ended: SessionEnded,
+    provider_ms: int | None = None,
+    corrections: Sequence[messages.ReceiptCorrection] = (),
+) -> messages.Receipt:
     """Returns the receipt of an ended session (PROTOCOL section 1).
 
-    ``provider_ms`` is the duration of the same time by an external clock, if there is one.
+    ``provider_ms`` is the duration of the same time by an external clock, if there is one;
+    ``corrections`` are the entries that followed it.
     """
     difference_ms = None if provider_ms is None else provider_ms - ended.elapsed_ms
     return messages.Receipt(
@@ -34,4 +41,5 @@ def receipt(ended: SessionEnded, provider_ms: int | None = None) -> messages.Rec
         ],
         provider_ms=provider_ms,
         difference_ms=difference_ms,
+        corrections=list(corrections) or None,
     )

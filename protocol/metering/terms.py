@@ -16,6 +16,8 @@ from typing import Literal
 
 import msgspec
 
+from protocol import limits
+
 MINUTE_MS = 60_000
 
 FreeScope = Literal["session", "pair", "day"]
@@ -58,6 +60,19 @@ class Terms(msgspec.Struct, frozen=True):
     """With an outside clock: a difference up to this is left as it is."""
     enforce: Enforce = "none"
     """With an outside clock: what the outside service must end at a limit."""
+
+    @property
+    def is_provided(self) -> bool:
+        """Whether an outside service's word decides when time runs."""
+        return self.clock == "provider"
+
+    @property
+    def lost_grace_ms(self) -> int:
+        """How long a session without sockets waits for a return.
+
+        With an outside clock that clock ends the session, so only its silence is bounded.
+        """
+        return limits.PROVIDED_SILENCE_MS_MAX if self.is_provided else self.reconnect_grace_ms
 
     def with_unknown_counterpart(self) -> "Terms":
         """Returns the terms of a session whose counterpart no backend has named.

@@ -10,108 +10,15 @@ import msgspec
 
 from protocol import limits
 from protocol.metering.intents import Intent
-from protocol.metering.quota import NO_REST, MonthOf, Offer, Rest
+from protocol.metering.moment import Moment
+from protocol.metering.quota import Offer
 from protocol.metering.receipts import receipt
-from protocol.metering.session import Grant, SessionState, joined_segments
+from protocol.metering.session import Grant
 from protocol.metering.states import Event, Phase, after
 from protocol.metering.steps import Settling, Step, ended_record, kept_offer, started_record
 from protocol.metering.terms import MINUTE_MS
 from protocol.wire import messages
 from protocol.wire.codec import encode
-
-
-class Moment(msgspec.Struct, frozen=True):
-    """A session at an instant, as the transition's process sees it."""
-
-    session: SessionState
-    month_of: MonthOf
-    now_ms: int
-    elapsed_ms: int
-    """Counted time at ``now_ms``."""
-    proven_ms: int
-    """Counted time at the last proof of life."""
-    seq: int
-    free_over: bool
-    warned: dict[str, int]
-    notices: tuple[bytes, ...]
-    free_left_ms: int
-    """What is left of the shared allowance of free time, as far as is known."""
-    alive_at: int
-    """The last proof of life that this process knows of."""
-    available_micros: tuple[int, int]
-    """The least and the most that the account could give this session, with its charges so far."""
-    present: bool
-    """Whether this process has sockets of the session."""
-    farewell_at: int | None
-    """When the user last took leave of the session here."""
-    rest: Rest = NO_REST
-    """What is left on counters that the session draws on alone."""
-    yields: bool = False
-    """Another session needs what is merely held: running time takes no more than it needs."""
-    refreshed: bool = False
-    """A limit was changed: what is held beyond it is given back."""
-    response_ms: int = 0
-    """Response time of Redis in ms."""
-    share_until: int | None = None
-    """The step claims nothing beyond this instant; None: Redis decides."""
-
-    def instant_of(self, elapsed_ms: int) -> int:
-        """Returns the instant at which running time reached ``elapsed_ms``.
-
-        For the present counted time, that may be earlier than now: where the grant ended, and with
-        it the uncovered time, counting stopped before.
-        """
-        standing, speed = self.session.standing, self.session.identity.terms.speed
-        return standing.at + -(-(elapsed_ms - standing.elapsed_ms) // speed)
-
-    def settling(self, **changes: Any) -> Settling:
-        """Returns the session's next standing, including what this process has noticed."""
-        noticed = {
-            "version": self.session.standing.version + 1,
-            "seq": self.seq,
-            "free_over": self.free_over,
-            "warned": self.warned,
-            "ungranted": self.ungranted,
-        }
-        standing = msgspec.structs.replace(self.session.standing, **{**noticed, **changes})
-        return Settling(self.session.identity, self.month_of, standing)
-
-    def offers(self, settling: Settling) -> tuple[Offer, ...]:
-        """Returns the possible grants from the standing that a step makes."""
-        offer_basis = settling.offer_basis()
-        return offer_basis.offers(shrink=self.yields, rest=self.rest, response_ms=self.response_ms)
-
-    def shared(self, settling: Settling, offers: tuple[Offer, ...]) -> tuple[Offer, ...]:
-        """Returns the ``offers`` within the session's share, if known here."""
-        if self.share_until is None:
-            return offers
-        return settling.offer_basis().within(offers, self.share_until)
-
-    @property
-    def ungranted(self) -> tuple[tuple[int, int], ...]:
-        """Time used before it was granted, up to now.
-
-        A later step settles the part that is not proven yet, after more was granted.
-        """
-        before, granted_ms = self.session.standing, self.session.grant.granted_ms
-        if before.phase is not Phase.ACTIVE:
-            return before.ungranted
-        begin_ms = max(before.settled_ms, granted_ms)
-        return joined_segments(before.ungranted, begin_ms, self.elapsed_ms)
-
-    def step(self, settling: Settling, **parts: Any) -> Step:
-        """Returns the step to the standing of ``settling``."""
-        return Step(
-            before=self.session,
-            standing=settling.standing,
-            month=self.month_of(self.now_ms),
-            made_at=self.now_ms,
-            used_minutes=settling.used_minutes,
-            records=tuple(settling.records),
-            notices=self.notices,
-            present=self.present,
-            **parts,
-        )
 
 
 def step_for(intent: Intent, moment: Moment) -> Step | None:
@@ -225,10 +132,11 @@ def resume(moment: Moment) -> Step:
     settling = moment.settling()
     settling.settle(before.elapsed_ms)  # the request proves the time before the stop
     taken_ms = _free_to_take(moment) if moment.session.identity.free_key else 0
+    began_at = moment.begins_at if before.version == 0 else moment.now_ms
     changes: dict[str, Any] = {
         "phase": Phase.ACTIVE,
-        "at": moment.now_ms,
-        "run_at": moment.now_ms,
+        "at": began_at,
+        "run_at": began_at,
         "free_ms": before.free_ms + taken_ms,
         "free_over": moment.free_over and not taken_ms,
         "limit": None,
@@ -236,11 +144,11 @@ def resume(moment: Moment) -> Step:
         "lost_at": None,
     }
     if before.elapsed_ms == settling.standing.minutes_kept * MINUTE_MS:
-        changes["minute_at"] = moment.now_ms
+        changes["minute_at"] = began_at
     settling.standing = msgspec.structs.replace(settling.standing, **changes)
     if before.version == 0:
         settling.records.append(started_record(moment.session.identity))
-    offers = moment.shared(settling, moment.offers(settling))
+    offers = moment.beginning_offers(settling)
     return moment.step(settling, offers=offers, free_taken_ms=taken_ms)
 
 
@@ -248,16 +156,19 @@ def come_back(moment: Moment) -> Step:
     """Continues time when a socket joins in the reconnect grace.
 
     A paused session stays paused. Where the kind bills gaps, time has run on since the last proof
-    of life; the step claims it now, as far as there is anything to grant.
+    of life; the step claims it now, as far as there is anything to grant. So it does where an
+    outside clock says afterwards when the user came back.
     """
     before = moment.session.standing
     if before.phase is not Phase.SUSPENDED:
         settling = moment.settling(grace_until=None, lost_at=None)
         return moment.step(settling)
     lost_at = before.lost_at if before.lost_at is not None else before.at
-    terms = moment.session.identity.terms
-    billed = terms.gap == "bill"
-    began_at = lost_at if billed else moment.now_ms
+    billed = moment.session.identity.terms.gap == "bill"
+    began_at = moment.begins_at
+    gaps = (*before.gaps[-255:], (lost_at, moment.now_ms if billed else began_at, billed))
+    if moment.session.identity.terms.is_provided and began_at == lost_at:
+        gaps = before.gaps  # another process goes on where a dead one stopped
     taken_ms = _free_to_take(moment) if moment.session.identity.free_key else 0
     changes: dict[str, Any] = {
         "phase": Phase.ACTIVE,
@@ -267,19 +178,12 @@ def come_back(moment: Moment) -> Step:
         "free_over": moment.free_over and not taken_ms,
         "grace_until": None,
         "lost_at": None,
-        "gaps": (*before.gaps[-255:], (lost_at, moment.now_ms, billed)),
+        "gaps": gaps,
     }
     if before.elapsed_ms == before.minutes_kept * MINUTE_MS:
         changes["minute_at"] = began_at
     settling = moment.settling(**changes)
-    if billed:
-        gap_ms = max(0, moment.now_ms - lost_at) * terms.speed
-        offers = settling.offer_basis().gap_offers(
-            before.elapsed_ms + gap_ms, moment.available_micros, moment.rest, moment.response_ms
-        )
-    else:
-        offers = moment.offers(settling)
-    offers = moment.shared(settling, offers)
+    offers = moment.beginning_offers(settling)
     return moment.step(settling, offers=offers, free_taken_ms=taken_ms)
 
 
@@ -369,7 +273,7 @@ def lose(moment: Moment, phase: Phase, *, died: bool) -> Step:
         seq = moment.seq + limits.NOTICES_UNRECORDED_MAX
         settling.standing = msgspec.structs.replace(settling.standing, seq=seq)
     if before.standing.phase is not Phase.STOPPING:
-        grace_ms = before.identity.terms.reconnect_grace_ms
+        grace_ms = before.identity.terms.lost_grace_ms
         settling.standing = msgspec.structs.replace(
             settling.standing, grace_until=moment.now_ms + grace_ms, lost_at=lost_at
         )

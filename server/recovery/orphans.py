@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from protocol import limits
-from protocol.metering.session import session_key
+from protocol.metering.session import Identity, session_key
 from protocol.metering.states import Event, Phase, after
 from protocol.wire.errors import ServiceError
 from server import limits as server_limits
@@ -31,6 +31,8 @@ class Orphans:
         self.missing: Callable[[frozenset[str]], Awaitable[dict[str, int]]] | None = None
         """Polls other processes and returns the missing ones; set by the membership once it beats.
         """
+        self.provided: Callable[[Identity], Awaitable[None]] | None = None
+        """Looks after an orphan whose time an outside clock decides."""
         registry.before_joining = self.detach_dead
 
     async def adopt(self, tenant: str, session_id: str, node: str, alive_at: int | None) -> None:
@@ -39,20 +41,29 @@ class Orphans:
         ``alive_at`` is the last proof of life of the process whose sockets are gone. None: the
         session had no socket any more, and only its grace runs.
         """
+        identity = await self._adopt(tenant, session_id, node, alive_at)
+        if identity is not None and identity.terms.is_provided and self.provided is not None:
+            # Its time goes on where the dead process stopped, if the outside clock says so.
+            await self.provided(identity)
+
+    async def _adopt(
+        self, tenant: str, session_id: str, node: str, alive_at: int | None
+    ) -> Identity | None:
+        """Adopts an orphan; returns its identity if nothing here serves it."""
         registry = self.registry
         await registry.turns.take(tenant)
         async with registry.lock(tenant, session_id):
             local = registry.local_sessions.get(session_key(tenant, session_id))
             if local is not None and alive_at is None:
-                return
+                return None
             found, local = await self._read(tenant, session_id)
             if found is None or found.session.standing.phase is Phase.ENDED:
                 await self.live.leave(tenant, session_id, node)
-                return
+                return None
             if local is not None and local.meter.sockets:
                 if node != self.live.node:
                     await self.live.depart(tenant, session_id, node)
-                return
+                return None
             if local is None:
                 local = await registry.local_session_of(found.session)
             local.meter.read(found.session, found.notices, registry.clock.now())
@@ -60,6 +71,7 @@ class Orphans:
                 await self._lose(local, node, found.proven_at(node, alive_at))
             else:
                 local.drain()
+            return found.session.identity
 
     async def _read(
         self, tenant: str, session_id: str

@@ -43,6 +43,11 @@ class ChannelEvents:
 
     def received(self, account: Account, message: dict[str, Any]) -> None:
         """Handles a message on an account's channel, from any process."""
+        if "provided" in message:
+            told_of = self.registry.provided_told
+            if told_of is not None and message["node"] != self.registry.node:
+                isolated("provided", told_of, account.projection.tenant, message["provided"])
+            return
         if message.keys() & {"farewell", "prove", "proven"}:
             self._told_of_proof(account.projection.tenant, message)
             return

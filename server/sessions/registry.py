@@ -65,11 +65,13 @@ class SessionRegistry(SessionTable):
         pending: PendingRequest,
         tick_ms: int | None = None,
         last_seq: int | None = None,
+        since: int | None = None,
     ) -> LocalSession | None:
         """Joins a started session; returns None if the id is unknown.
 
         Answers the request with the snapshot, which contains the notices after ``last_seq`` that
-        the client missed. Raises ``forbidden`` for another user's session, ``session_ended``, and
+        the client missed. ``since``: an outside clock says since when the user has been there.
+        Raises ``forbidden`` for another user's session, ``session_ended``, and
         ``unavailable``.
         """
         asked_at = self.clock.now()
@@ -98,7 +100,8 @@ class SessionRegistry(SessionTable):
                 return self._show_end(local, pending, _missed(_kept(found, local), last_seq))
             if not joined:
                 has_others = bool(found.nodes - {self.node})
-                if local.meter.attach(self.clock.now(), asked_at, has_others=has_others):
+                now_ms = self.clock.now()
+                if local.meter.attach(now_ms, asked_at, has_others=has_others, since=since):
                     local.service.ask_the_others(asked_at, has_others=has_others)
                 # Messages of this moment go to the others; this socket gets a snapshot instead.
                 local.drain()
@@ -223,11 +226,12 @@ class SessionRegistry(SessionTable):
         pending: PendingRequest,
         tick_ms: int | None = None,
         basis: StartBasis | None = None,
+        since: int | None = None,
     ) -> LocalSession | None:
         """Starts a session that ``join`` did not find. Answers the request.
 
         ``basis`` is the data from which the identity was decided. If that data has changed, the
-        start fails, and may be tried again.
+        start fails, and may be tried again. ``since`` as in ``join``.
 
         Returns None if another request on this process has begun to start the session: then join
         it.
@@ -247,7 +251,7 @@ class SessionRegistry(SessionTable):
             except BaseException:
                 self.leave(local)
                 raise
-            local.meter.start(self.clock.now(), pending, basis)
+            local.meter.start(self.clock.now(), pending, basis, since)
             local.drain()
             return local
 
@@ -377,8 +381,13 @@ class SessionRegistry(SessionTable):
     ) -> None:
         """Pauses, resumes or stops a session, then answers the request.
 
-        Raises ``rate_limited`` if too many requests wait for this session.
+        Raises ``rate_limited`` if too many requests wait for this session, and ``forbidden`` for a
+        client that would pause an outside clock.
         """
+        if reason == "client" and local.meter.session.identity.terms.is_provided:
+            is_paused = local.meter.session.standing.phase is Phase.PAUSED
+            if event is Event.PAUSE or (event is Event.RESUME and is_paused):
+                raise PeerError(ErrorCode.FORBIDDEN, "an outside clock decides when time runs")
         if not local.meter.request(event, self.clock.now(), pending, reason):
             raise PeerError(ErrorCode.RATE_LIMITED, "too many requests wait for this session")
         local.drain()

@@ -76,6 +76,9 @@ class SessionTable:
         self.tenants = Tenants(live, loader, self.accounts)
         self.before_joining: Callable[[FoundSession], Awaitable[None]] | None = None
         """Checks a session that was found, before it gets a local session; see ``Orphans``."""
+        self.provided_told: Callable[[str, str], None] | None = None
+        """Told of tenant and session when an outside clock has given its word to another process.
+        """
         self.reconcile_due = False
         """This process may be noted in Redis for a session that it does not serve; see ``Orphans``.
         """

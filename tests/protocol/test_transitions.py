@@ -7,9 +7,10 @@ import msgspec
 import pytest
 
 from protocol.metering.intents import Intent
+from protocol.metering.moment import Moment
 from protocol.metering.session import Grant, Standing, unstarted
 from protocol.metering.states import TRANSITIONS, Event, Phase
-from protocol.metering.transitions import Moment, claim, frees, note, step_for
+from protocol.metering.transitions import claim, frees, note, step_for
 from protocol.wire import messages
 from tests.protocol.bench import Bench
 from tests.protocol.examples import NOW, session_of, standing_of
