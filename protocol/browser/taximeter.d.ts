@@ -172,6 +172,8 @@ export interface Receipt {
   gaps: { from_at: number; to_at: number; billed: boolean }[];
   provider_ms?: number;
   difference_ms?: number;
+  /** Further entries: what an external clock, or an operator, has corrected. */
+  corrections?: { entry_id: string; at: number; credits: Credits; minutes: number; reason: string }[];
 }
 
 export interface Stopped {

@@ -165,6 +165,16 @@ class Gap(msgspec.Struct, frozen=True, kw_only=True):
     billed: Annotated[bool, describe("Whether the kind bills gaps.")]
 
 
+class ReceiptCorrection(msgspec.Struct, frozen=True):
+    """An entry that corrects what a session was charged or counted."""
+
+    entry_id: Annotated[str, describe("The entry in the ledger.")]
+    at: InstantAt
+    credits: Annotated[Credits, describe("Charged further; negative for credits given back.")]
+    minutes: Annotated[int, describe("Minutes counted further; negative for those given back.")]
+    reason: Annotated[str, describe("Why, in words.")]
+
+
 class Receipt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What a session cost and why: in `stopped`, and at `GET /v1/sessions/{id}`."""
 
@@ -188,6 +198,13 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     ) = None
     difference_ms: (
         Annotated[int, describe("The external clock's duration minus ours; signed.")] | None
+    ) = None
+    corrections: (
+        Annotated[
+            list[ReceiptCorrection],
+            describe("Further entries. The figures above stay as they were when it ended."),
+        ]
+        | None
     ) = None
 
 

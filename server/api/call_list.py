@@ -14,9 +14,10 @@ from protocol.wire.errors import BadMessageError, ErrorCode, PeerError
 from protocol.wire.fields import Credits, InstantAt, StateName, describe
 from server.api.session_list import SessionListed, listed, live_sessions
 from server.calls import limits as call_limits
+from server.calls.billing import Billing
 from server.calls.facts import Fact
 from server.calls.mapping import CallPlan, billing_of
-from server.calls.metering import Billing, ParticipantFigures
+from server.calls.metering import ParticipantFigures
 from server.calls.service import Calls
 from server.http.openapi import CURSOR, LIMIT, ORG, Operation, described, query_parameter
 from server.http.paging import cursor_of, cursor_values, page_rows

@@ -10,8 +10,9 @@ import csv
 import datetime
 import io
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable
-from typing import Any
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Any, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
@@ -28,6 +29,7 @@ from server.http.problems import Problem
 from server.http.requests import principal_of, query_id
 from storage.postgres.usage import UsageReportRow
 
+Row = TypeVar("Row")
 MEDIA_TYPE = "text/csv; charset=utf-8; header=present"
 COLUMNS = (
     "org_id",
@@ -61,6 +63,13 @@ def _day_parameter(name: str, description: str) -> dict[str, Any]:
     }
 
 
+DAYS_AND_ORG = (
+    _day_parameter("from", "The first day: `2026-11-01`."),
+    _day_parameter("to", "The last day, included: `2026-11-30`."),
+    query_parameter("org", "The organisation; left out, all of them and users without one."),
+)
+
+
 class ReportStream(StreamingResponse):
     """A table that is sent while it is read.
 
@@ -88,13 +97,7 @@ class ReportStream(StreamingResponse):
     Operation(
         tag="operations",
         roles=("ops",),
-        parameters=(
-            _day_parameter("from", "The first day: `2026-11-01`."),
-            _day_parameter("to", "The last day, included: `2026-11-30`."),
-            query_parameter(
-                "org", "The organisation; left out, all of them and users without one."
-            ),
-        ),
+        parameters=DAYS_AND_ORG,
         answers={200: "text/csv"},
     )
 )
@@ -111,16 +114,41 @@ async def usage_report(request: Request) -> Response:
     fails midway breaks off without the end of its transfer, so it cannot be taken for the whole.
     """
     await principal_of(request, "ops")
-    from_day, to_day = _day(request, "from"), _day(request, "to")
-    if to_day < from_day:
-        raise BadMessageError("to: must not be before from")
+    from_day, to_day = days_of(request)
     org_id = query_id(request, "org")
-    lines = _lines(request, None if org_id is None else tenant_of(org_id, ""), from_day, to_day)
-    report = ReportStream(lines, f"usage-{from_day}-{to_day}.csv")
+    tenant = None if org_id is None else tenant_of(org_id, "")
+    name = f"usage-{from_day}-{to_day}.csv"
+    return await streamed(
+        request,
+        name,
+        COLUMNS,
+        lambda: usage_of(request).report(tenant, from_day, to_day),
+        _row,
+    )
+
+
+async def streamed(
+    request: Request,
+    name: str,
+    columns: Sequence[str],
+    found: Callable[[], AbstractAsyncContextManager[AsyncIterator[list[Row]]]],
+    row: Callable[[Row], Iterable[object]],
+) -> Response:
+    """A report as CSV under a ``name``; ``row`` makes the cells."""
+    lines = _lines(request, columns, found, row)
+    report = ReportStream(lines, name)
     if request.method != "HEAD":
         # An error before the first line is still answered as an error.
         report.body_iterator = _after(await anext(lines), lines)
     return report
+
+
+def days_of(request: Request) -> tuple[datetime.date, datetime.date]:
+    """The first and the last day of a report; raises ``bad_message``."""
+    from_day, to_day = _day(request, "from"), _day(request, "to")
+    if to_day < from_day:
+        raise BadMessageError("to: must not be before from")
+    return from_day, to_day
 
 
 def _day(request: Request, name: str) -> datetime.date:
@@ -132,7 +160,10 @@ def _day(request: Request, name: str) -> datetime.date:
 
 
 async def _lines(
-    request: Request, tenant: str | None, from_day: datetime.date, to_day: datetime.date
+    request: Request,
+    columns: Sequence[str],
+    found: Callable[[], AbstractAsyncContextManager[AsyncIterator[list[Row]]]],
+    row: Callable[[Row], Iterable[object]],
 ) -> AsyncGenerator[bytes, None]:
     """The table, a batch of lines at a time, its header first."""
     state = request.app.state
@@ -140,10 +171,10 @@ async def _lines(
         raise Problem(503, "unavailable", "too many reports are being read; come back later")
     state.reports += 1
     try:
-        async with usage_of(request).report(tenant, from_day, to_day) as batches:
-            yield _encoded([COLUMNS])
+        async with found() as batches:
+            yield _encoded([columns])
             async for batch in batches:
-                yield _encoded(_row(minute) for minute in batch)
+                yield _encoded(row(one) for one in batch)
     finally:
         state.reports -= 1
 
@@ -171,7 +202,7 @@ def _row(minute: UsageReportRow) -> list[object]:
         minute.counterpart_id,
     )
     return [
-        *map(_harmless, names),
+        *map(harmless, names),
         minute.minute,
         minute.started_at,
         minute.day,
@@ -183,7 +214,7 @@ def _row(minute: UsageReportRow) -> list[object]:
     ]
 
 
-def _harmless(name: str | None) -> str:
+def harmless(name: str | None) -> str:
     """A name that no spreadsheet takes for a formula; empty for None."""
     if name is None:
         return ""

@@ -30,6 +30,7 @@ from protocol.wire.fields import (
 from protocol.wire.money import format_credits
 from server import limits as server_limits
 from server.access.principals import Principal
+from server.calls.receipts import receipts_of
 from server.http.openapi import CURSOR, LIMIT, ORG, Operation, described, query_parameter
 from server.http.paging import cursor_of, cursor_values, page_rows
 from server.http.requests import principal_of, process_of, query_id, tenant_of_call
@@ -119,12 +120,18 @@ async def list_sessions(request: Request) -> Response:
     found = await process.records.sessions_page(tenant, wanted, before, count + 1)
     page = found[:count]
     live = await live_sessions(process, tenant, page)
+    ended = [row.end for row in page if row.state == "ended" and row.terms.is_provided]
+    receipts = await receipts_of(process.records, tenant, ended)
+    items = [
+        listed(process, row, live.get(row.session_id), is_for_user=_is_user(principal))
+        for row in page
+    ]
     last = page[-1] if len(found) > count else None
     return answer(
         SessionPage(
             items=[
-                listed(process, row, live.get(row.session_id), is_for_user=_is_user(principal))
-                for row in page
+                msgspec.structs.replace(item, receipt=receipts.get(item.session_id, item.receipt))
+                for item in items
             ],
             next_cursor=cursor_of(last.started_at or 0, last.session_id) if last else None,
             server_time_at=process.clock.now(),

@@ -12,7 +12,6 @@ from starlette.routing import Route
 from protocol.metering.assertion import minute_again
 from protocol.metering.meter import Meter
 from protocol.metering.projection import AccountProjection
-from protocol.metering.receipts import receipt
 from protocol.metering.session import Identity, SessionState, session_key
 from protocol.metering.snapshots import snapshot
 from protocol.metering.states import Event, Phase
@@ -31,6 +30,7 @@ from server import limits as server_limits
 from server.access.principals import Principal
 from server.api.accounts import view_account
 from server.api.usage import usage_of
+from server.calls.receipts import receipt_of
 from server.counters.calendars import Calendar, calendar
 from server.http.openapi import ORG, USER, Operation, described
 from server.http.requests import path_id, principal_of, process_of, tenant_of_call
@@ -74,7 +74,7 @@ async def read_session(request: Request) -> Response:
         return answer(await _recorded(process, principal, tenant, session_id))
     _check_visible(principal, found.session.identity.user_id)
     if found.session.standing.phase is Phase.ENDED:
-        return answer(_receipt(found.session))
+        return answer(await _receipt(process, found.session))
     return answer(await _snapshot(process, found.session))
 
 
@@ -148,7 +148,7 @@ async def stop_session(request: Request) -> Response:
         found = await process.live.attach(tenant, session_id, read_only=True)
     if found is None or found.session.standing.phase is not Phase.ENDED:
         raise ServiceError("the session has not ended yet; it will when its store answers")
-    return answer(_receipt(found.session))
+    return answer(await _receipt(process, found.session))
 
 
 def _check_visible(principal: Principal, user_id: str) -> None:
@@ -263,11 +263,11 @@ async def _recorded(
     _check_visible(principal, row.user_id)
     if row.state == "live":
         raise ServiceError("the session is being restored")
-    return receipt(row.end)
+    return await receipt_of(process.records, row.end)
 
 
-def _receipt(session: SessionState) -> messages.Receipt:
-    return receipt(ended_record(session.identity, session.standing))
+async def _receipt(process: Process, session: SessionState) -> messages.Receipt:
+    return await receipt_of(process.records, ended_record(session.identity, session.standing))
 
 
 ROUTES = [

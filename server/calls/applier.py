@@ -18,9 +18,10 @@ from protocol.rate_card import RateCard
 from protocol.wire.errors import ProtocolError
 from server.access.principals import tenant_of
 from server.calls import limits as call_limits
+from server.calls.billing import Billing, CallMapping, session_id_of
 from server.calls.facts import Fact, FactKind
-from server.calls.mapping import CallPlan, ParkedBecause, billing_of, session_id_of
-from server.calls.metering import Billing, CallMapping, CallMeter
+from server.calls.mapping import CallPlan, ParkedBecause, billing_of
+from server.calls.metering import CallMeter
 from server.process import Process
 from server.runtime.isolation import AWAY, alone, failed
 from storage import limits as storage_limits

@@ -2,6 +2,8 @@
 
 from typing import Final
 
+from protocol import limits
+from server import limits as server_limits
 from server.limits import JWT_LEEWAY_MS
 from storage import limits as storage_limits
 
@@ -90,6 +92,21 @@ CALL_PARTICIPANTS_SHOWN_MAX: Final = 200
 """Participants that each run shows."""
 CALL_PARTICIPANTS_LISTED_MAX: Final = 20
 """Participants of each run in the list of calls."""
+CALL_PRESENCES_MAX: Final = 65_536
+"""Participants of calls that one process keeps present."""
+CALL_PROOF_MS: Final = 1_800_000
+"""How long a provider's word that a participant is there counts. A sweep asks far more often, so
+this bounds what is counted while the provider answers nothing."""
+CALL_END_WAIT_MS: Final = 2_000
+"""How long the process that takes a run's end waits for the process with the presence."""
+CALL_ENDINGS_MAX: Final = 4_096
+"""Calls that one process tells providers to end at the same time."""
+CALL_END_ATTEMPTS_MAX: Final = 20
+"""Requests to end one call, which take a quarter of an hour."""
+CALL_END_RETRY_MS_MIN: Final = 1_000
+CALL_END_RETRY_MS_MAX: Final = 60_000
+SETTLEMENT_STEPS_MAX: Final = 8
+"""Corrections that one settlement of two clocks makes, while other processes settle as well."""
 
 # --- Relations -----------------------------------------------------------------------
 
@@ -108,3 +125,10 @@ assert CALL_REST_TIMEOUT_MS < CALL_TOKEN_MS
 # A body that is young enough to be taken is still known to the inbox.
 assert 2 * CALL_EVENT_AGE_MS_MAX < CALL_FACTS_KEPT_MS
 assert 2 * CALL_REST_TIMEOUT_MS < CALL_SWEEP_MS
+# After a silence that has ended a presence, the next word covers the time since.
+assert CALL_PROOF_MS + server_limits.REQUEST_TIMEOUT_MS < limits.PROVIDED_SINCE_MS_MAX
+assert limits.NODE_SILENT_MS < CALL_PROOF_MS
+assert CALL_END_RETRY_MS_MIN < CALL_END_RETRY_MS_MAX
+assert 10 * CALL_SWEEP_INTERVAL_MS < CALL_PROOF_MS
+# A fact that waits for another process to end a session is applied in time.
+assert CALL_END_WAIT_MS + server_limits.REQUEST_TIMEOUT_MS < CALL_FACT_APPLY_MS

@@ -6,8 +6,6 @@ fits none of these is parked, with the reason, until a backend puts a plan. The 
 participant in a run stays: a session does not change its payer.
 """
 
-import base64
-import hashlib
 from typing import Annotated, Literal
 
 import msgspec
@@ -16,8 +14,8 @@ from protocol import limits
 from protocol.rate_card import RateCard
 from protocol.wire.fields import UserId, describe, describe_id, is_id
 from server.access.principals import tenant_of
-from server.calls.limits import CALL_PARTICIPANTS_PLANNED_MAX, USER_HASH_CHARACTERS
-from server.calls.metering import Billing, Devices
+from server.calls.billing import Billing, Devices
+from server.calls.limits import CALL_PARTICIPANTS_PLANNED_MAX
 
 KIND_DEFAULT = "call"
 EACH, HOST = "each", "host"
@@ -152,15 +150,3 @@ def _payer(
 
 def _tenant(person: PlannedParticipant) -> str:
     return tenant_of(person.org_id, person.user_id)
-
-
-def session_id_of(provider: str, call_session: str, user_id: str) -> str:
-    """The id of a participant's session (PROTOCOL section 5).
-
-    Above 128 characters the user part becomes ``~`` and 22 base64url characters of its SHA-256.
-    """
-    name = f"call:{provider}:{call_session}:{user_id}"
-    if len(name) <= limits.ID_CHARACTERS_MAX:
-        return name
-    digest = base64.urlsafe_b64encode(hashlib.sha256(user_id.encode()).digest()).decode()
-    return f"call:{provider}:{call_session}:~{digest[:USER_HASH_CHARACTERS]}"

@@ -1,6 +1,6 @@
 """Operations that are charged at once."""
 
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from msgspec import UNSET, UnsetType
 
@@ -32,13 +32,16 @@ class Spends(Grants):
         metadata: dict[str, Any] | None = None,
         monthly_limit: int | UnsetType | None = UNSET,
         succeeded: bool = True,
+        entry_kind: Literal["spend", "adjust"] = "spend",
+        reason: str | None = None,
     ) -> Spent | Short | Limited:
         """Takes credits at once, once for each ``entry_id``.
 
         The spend may name an operation. The operation's monthly limit is that of the organisation's
         tier in the rate card, unless ``monthly_limit`` is given (None: no limit). An operation that
-        did not succeed is recorded, costs nothing and counts in no month. Raises ``ServiceError``
-        if the spend may or may not have been made: repeat the request with the same id.
+        did not succeed is recorded, costs nothing and counts in no month. A correction of metered
+        time has the ``entry_kind`` ``adjust``, and a ``reason``. Raises ``ServiceError`` if the
+        spend may or may not have been made: repeat the request with the same id.
         """
         before = await self.before(account, entry_id)
         if before.spent_micros is not None:
@@ -51,9 +54,10 @@ class Spends(Grants):
             tenant=account.tenant,
             account_id=account.account_id,
             entry_id=entry_id,
-            entry_kind="spend",
+            entry_kind=entry_kind,
             amount_micros=-micros if succeeded else 0,
             at=now_ms,
+            reason=reason,
             operation=operation,
             metadata=metadata if succeeded else {**(metadata or {}), "success": False},
             user_id=user_id,

@@ -21,6 +21,7 @@ from server.api import (
     accounts,
     adjustments,
     call_list,
+    call_reports,
     calls,
     demo,
     description,
@@ -251,6 +252,7 @@ def create_app(process: Process, routes: list[BaseRoute] | None = None) -> Starl
         *reports.ROUTES,
         *calls.ROUTES,
         *call_list.ROUTES,
+        *call_reports.ROUTES,
         *(routes or []),
     ]
     if process.settings.is_development:

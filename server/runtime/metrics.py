@@ -28,6 +28,7 @@ from server.runtime.request_times import RequestTimes
 # The promise is 10 ms at p99: the buckets are dense around it, and end where it is broken.
 STOP_LATENESS_BUCKETS = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05)
 # A claim takes half a millisecond; its deadline is limits.REDIS_TIMEOUT_MS.
+CALL_DRIFT_BUCKETS = (0.1, 0.25, 0.5, 1, 2, 5, 10, 30, 60, 300, 1800, 3600)
 CLAIM_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 1.5)
 
 
@@ -170,7 +171,15 @@ class Metrics:
         self.uncovered = self._counter(
             "uncovered_seconds_total", "Time counted without a grant while Redis was away"
         )
-
+        self.call_drift = self._histogram(
+            "call_drift_seconds",
+            "Difference of a provider's and our figure for a participant's time, either way",
+            CALL_DRIFT_BUCKETS,
+            "provider",
+        )
+        self.call_ends = self._counter(
+            "call_ends_total", "Requests to providers to end a call at a limit", "outcome"
+        )
         self.unproven = self._counter(
             "unproven_service_seconds_total",
             "Time for which ticks went out after the last proof of life of a client that was lost",

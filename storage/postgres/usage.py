@@ -4,17 +4,14 @@ These methods only read, over the record's pool. Their SQL is beside the other f
 ``storage/postgres/sql/usage_*.sql``.
 """
 
-import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from datetime import date
 
-import asyncpg
 import msgspec
-from asyncpg.cursor import Cursor
 
-from storage import limits as storage_limits
-from storage.postgres.database import SQL, Database, UnavailableError
+from storage.postgres.database import Database
+from storage.postgres.reports import StreamedQueries
 from storage.rows.sessions import SessionMinute
 
 
@@ -74,7 +71,7 @@ class UsageReportRow(msgspec.Struct, frozen=True):
     free_ms: int
 
 
-class Usage(Database):
+class Usage(StreamedQueries):
     """Queries about usage. Make one with ``over``: the pool remains the record's."""
 
     @classmethod
@@ -123,58 +120,8 @@ class Usage(Database):
     ) -> AsyncIterator[AsyncIterator[list[UsageReportRow]]]:
         """Returns all minutes between two days, inclusive, in one snapshot's batches.
 
-        ``tenant`` of None: all tenants. The report takes one connection until the context ends, and
-        has no more than a batch in memory. Raises ``UnavailableError``, also in the middle: do not
-        take the rows before that for the whole report.
+        ``tenant`` of None: all tenants. See ``storage.postgres.reports``.
         """
-        async with contextlib.AsyncExitStack() as stack:
-            with _translated():
-                connection = await stack.enter_async_context(
-                    self._pool.acquire(timeout=self._timeout_s)
-                )
-            transaction = connection.transaction(isolation="repeatable_read", readonly=True)
-            is_cancelled = False
-            try:
-                with _translated():
-                    await transaction.start()
-                    await connection.execute(SQL["usage_report_begin"])
-                    cursor = await connection.cursor(SQL["usage_report"], tenant, from_day, to_day)
-                async with contextlib.aclosing(_batches(cursor)) as found:
-                    yield found
-            except asyncio.CancelledError:
-                # The cancelling scope, whose client has gone, cancels the rollback as well.
-                is_cancelled = True
-                connection.terminate()
-                raise
-            finally:
-                # A closed connection has ended its transaction.
-                if not is_cancelled:
-                    with contextlib.suppress(UnavailableError), _translated():
-                        await transaction.rollback()
-
-
-async def _batches(cursor: "Cursor[asyncpg.Record]") -> AsyncGenerator[list[UsageReportRow], None]:
-    while True:
-        with _translated():
-            rows = await cursor.fetch(storage_limits.REPORT_BATCH_ROWS)
-        if not rows:
-            return
-        yield [UsageReportRow(*row) for row in rows]
-
-
-@contextlib.contextmanager
-def _translated() -> Iterator[None]:
-    """Raises errors of Postgres and its connection as ``UnavailableError``.
-
-    Nothing is tried again, because earlier rows were passed on already.
-    """
-    try:
-        yield
-    except (
-        asyncpg.PostgresError,
-        asyncpg.InternalClientError,
-        asyncpg.InterfaceError,
-        OSError,
-        TimeoutError,
-    ) as error:
-        raise UnavailableError(str(error) or type(error).__name__) from error
+        asked = (tenant, from_day, to_day)
+        async with self.rows("usage_report", UsageReportRow, *asked) as found:
+            yield found

@@ -62,7 +62,8 @@ def test_the_fields_are_those_of_the_specification() -> None:
     } == {name: set(names.split()) for name, names in NAMES.items()}
     assert " ".join(messages.Receipt.__struct_fields__) == (
         "session_id kind user_id org_id counterpart_id started_at ended_at reason elapsed_ms "
-        "free_ms billed_ms minutes credits segments gaps provider_ms difference_ms"
+        "free_ms billed_ms minutes credits segments gaps provider_ms difference_ms "
+        "corrections"
     )
 
 

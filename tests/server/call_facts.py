@@ -7,9 +7,10 @@ from typing import Any
 import msgspec
 
 from server.calls.applier import Applier
+from server.calls.billing import CallMapping
 from server.calls.facts import CallRun, CallTruth, Fact, FactKind
 from server.calls.inbox import FactInbox
-from server.calls.metering import CallMapping, CallMeter, ParticipantFigures
+from server.calls.metering import CallMeter, ParticipantFigures
 from server.calls.sweep import Sweep
 from server.process import Process
 from storage.postgres.calls import CallRecords

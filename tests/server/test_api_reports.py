@@ -260,6 +260,6 @@ async def test_a_truncated_report_is_detectable(
     server: TestServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await write(server, minute(0))
-    monkeypatch.delattr(reports, "_row")
+    monkeypatch.setattr(reports, "_row", lambda _: 1 / 0)
     with pytest.raises(httpx.RemoteProtocolError):
         await report(server)

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from server.calls.billing import Billing
 from server.calls.mapping import CallPlan, PlannedParticipant, billing_of
-from server.calls.metering import Billing
 from server.runtime.rate_card_file import load_rate_card
 
 RATES = load_rate_card(Path(__file__).parents[2] / "rates.toml")

@@ -102,6 +102,9 @@ EXAMPLES = {
     "POST /v1/orgs/{id}/members/{user}/adjustments": Example(
         "/v1/orgs/acme/members/ann/adjustments", ("ops",), {"minutes": 1, "reason": "wrong"}, 201
     ),
+    "GET /v1/ops/reports/calls.csv": Example(
+        "/v1/ops/reports/calls.csv?from=2026-01-01&to=2099-12-31&org=acme", ("ops",)
+    ),
     "GET /v1/ops/reports/usage.csv": Example(
         "/v1/ops/reports/usage.csv?from=2026-01-01&to=2099-12-31&org=acme", ("ops",)
     ),

@@ -43,6 +43,7 @@ UNSPEAKABLE = {
     "PUT /v1/calls/{id}": "a provider is named, and a payer is of the participants' organisation",
     "PUT /v1/orgs/{id}": "zones and tiers are those that the server knows",
     "POST /api/usage/track-minute": "a minute is of today",
+    "GET /v1/ops/reports/calls.csv": "a report begins before it ends",
     "GET /v1/ops/reports/usage.csv": "a report begins before it ends",
 }
 """Calls with a rule that no schema can express; they may answer 400 to a fitting request."""

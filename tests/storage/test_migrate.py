@@ -113,7 +113,7 @@ async def test_every_primary_key_begins_with_the_tenant(database: str) -> None:
     finally:
         await connection.close()
     assert {row["name"] for row in rows if row["first"] != "tenant"} == OF_THE_INSTALLATION
-    assert len(rows) == 13 + len(OF_THE_INSTALLATION)
+    assert len(rows) == 14 + len(OF_THE_INSTALLATION)
     firsts = {(row["first"], row["type"]) for row in rows}
     assert firsts == {("tenant", "text"), ("provider", "text")}
 
