@@ -256,7 +256,10 @@ def _check_segments(
         assert returned or gap_from, (ended, session_log)
         last = index == len(ended["segments"]) - 1
         by_operator = last and any(at - FOUND_OUT_MS <= to_at <= at + 1_000 for at in operator)
-        known = to_at in asked | stops | proofs | here
+        following = [later for later, _ in ended["segments"][index + 1 : index + 2]]
+        doubted = following and to_at == session_log.proven_before(following[0])
+        doubted = doubted and _came_unnoticed(ended, following[0], session_log)
+        known = doubted or to_at in asked | stops | proofs | here
         assert known or by_operator or died(to_at), (ended, session_log, notices)
     if ended["reason"] == "disconnected" and ended["segments"] and not session_log.deaths:
         end = ended["segments"][-1][1]

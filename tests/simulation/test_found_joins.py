@@ -376,3 +376,21 @@ def test_newcomer_proves_time_before_next_join(lab: Laboratory, stop: str) -> No
     receipt = again.messages[-1]["receipt"]
     assert receipt["elapsed_ms"] // 100 == 30
     assert [gap["to_at"] - gap["from_at"] for gap in receipt["gaps"]] == [3_000]
+
+
+def test_client_that_answers_after_the_wait_leaves_the_gap(lab: Laboratory) -> None:
+    """A mute client asks for a stop once its answer is late.
+
+    Its latest proof is then the stop (seed 700243).
+    """
+    run(
+        lab,
+        pay("cat9", 9_000_000),
+        start("s1", kind="six"),
+        wait(29.999),
+        act("mute", client="c-s1"),
+        act("join", client="second", node=NODE, session="s1", last_seq=None),
+        wait(1),
+        act("ask", client="c-s1", session="s1", event="stop"),
+        wait(30),
+    )
