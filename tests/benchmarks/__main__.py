@@ -1,5 +1,6 @@
 """The commands of the measurements: ``python -m tests.benchmarks ticks`` and the others."""
 
+import json
 import logging
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import typer
 import uvloop
 
 from tests.benchmarks import anonymous as unasked
+from tests.benchmarks import clock as shown
 from tests.benchmarks import machine
 from tests.benchmarks import neighbours as beside
 from tests.benchmarks import reconnect as returning
@@ -130,6 +132,22 @@ def anonymous(
     """
     _quiet()
     print("\n".join(uvloop.run(unasked.measure(times))))
+
+
+@commands.command()
+def clock(
+    seconds: Annotated[int, typer.Option(min=1, help="Until the session's limit.")] = 60,
+    slower: Annotated[float, typer.Option(min=1, help="How many times the processor is.")] = 6.0,
+    latency: Annotated[int, typer.Option(min=0, help="Milliseconds of a round trip.")] = 300,
+    as_json: Annotated[bool, typer.Option("--json", help="Prints JSON.")] = False,
+) -> None:
+    """Measures how far a page's clock is from the server's.
+
+    The page runs in Chromium, as the machine is and on a slower one.
+    """
+    _quiet()
+    result = uvloop.run(shown.measure(seconds, slower, latency))
+    print(json.dumps(result) if as_json else "\n".join(shown.table(result)))
 
 
 @commands.command()

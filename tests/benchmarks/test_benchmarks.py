@@ -1,9 +1,14 @@
 """Runs the measurements and checks their reports' form, not their figures."""
 
+import json
+import shutil
 import subprocess
 import sys
 
-from tests.benchmarks import memory, spends, ticks
+import pytest
+
+from tests.benchmarks import clock, memory, spends, ticks
+from tests.browser.fixtures import CHROMIUM
 
 
 def bench(*arguments: str) -> list[str]:
@@ -83,6 +88,20 @@ def test_requests_without_a_token() -> None:
     for row in rows:
         median, most = (float(figure) for figure in row[28:].split())
         assert 0 <= median <= most
+
+
+@pytest.mark.full
+@pytest.mark.skipif(shutil.which(CHROMIUM) is None, reason="there is no Chromium")
+def test_a_clock_beside_the_servers() -> None:
+    (line,) = bench("clock", "--seconds", "2", "--json")
+    result = json.loads(line)
+    assert [result["seconds"], len(result["rounds"])] == [2, 2]
+    for row in result["rounds"].values():
+        assert row["frames"] > 0
+        assert 0 <= row["p50"] <= row["p99"] <= row["most"]
+        assert (row["back"], row["beyond"]) == (0, 0)
+    *_, verdict = clock.table(result)
+    assert verdict.startswith("at most 1000 ms off, never back, never beyond: ")
 
 
 def test_stops_beside_bare_timers() -> None:
