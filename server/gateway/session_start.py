@@ -2,6 +2,7 @@
 
 from protocol.metering.session import Identity, free_key
 from protocol.metering.steps import StartBasis
+from protocol.metering.terms import Terms
 from protocol.wire import messages
 from protocol.wire.errors import ErrorCode, PeerError, RefusedError, ServiceError
 from server.access.principals import Principal
@@ -13,6 +14,11 @@ from server.sessions.pending_requests import PendingRequest, Subscriber
 from storage.postgres.records import UnavailableError
 from storage.redis.spending import AccountName
 from storage.rows.sessions import SessionRow
+
+CALL_PREFIX = "call:"
+"""The beginning of the ids of calls' sessions (PROTOCOL section 5)."""
+CALL_COLONS = 3
+"""Colons in such an id: before the provider, the run and the user."""
 
 
 async def join_or_start(
@@ -88,6 +94,7 @@ async def identity_of(
     elif process.settings.start == "prepared" and not may_prepare:
         raise PeerError(ErrorCode.FORBIDDEN, "only prepared sessions may be started")
     terms = row.terms if row is not None else process.rates.terms(request.kind)
+    check_call_id(request.session_id, principal.user_id, terms)
     account_id = row.account_id if row is not None else principal.account_id
     prepared_for = row.counterpart_id if row is not None else None
     counterpart_id = prepared_for or request.counterpart_id
@@ -112,6 +119,19 @@ async def identity_of(
         metadata=row.metadata if row is not None and row.metadata else request.metadata,
     )
     return identity, basis
+
+
+def check_call_id(session_id: str, user_id: str, terms: Terms) -> None:
+    """Raises ``forbidden`` for a call's id that the user may not start.
+
+    Such an id has its user at the end, and a kind with an outside clock: no other user takes the
+    id, and no cheaper kind.
+    """
+    if not session_id.startswith(CALL_PREFIX) or session_id.count(":") < CALL_COLONS:
+        return
+    is_own = session_id.endswith(f":{user_id}") or ":~" in session_id
+    if not (is_own and terms.is_provided):
+        raise PeerError(ErrorCode.FORBIDDEN, "the id is that of another user's call")
 
 
 def _check(row: SessionRow, principal: Principal) -> None:

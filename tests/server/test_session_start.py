@@ -11,7 +11,8 @@ from protocol.wire import messages
 from protocol.wire.errors import BadMessageError, ErrorCode, PeerError, RefusedError, ServiceError
 from server.access.principals import Principal
 from server.gateway import session_start
-from server.gateway.session_start import identity_of
+from server.gateway.session_start import check_call_id, identity_of
+from server.runtime.rate_card_file import load_rate_card
 from tests.server.test_lost_sessions import ROW
 from tests.simulation.cluster import Cluster, Node
 from tests.simulation.people import RATES
@@ -95,4 +96,26 @@ async def test_unknown_kinds_and_unprepared_sessions_are_refused(
         await identity_of(process_of(node), ANN, start_of("nothing"))
     with pytest.raises(PeerError) as refused:
         await identity_of(process_of(node, "prepared"), ANN, start_of())
+    assert refused.value.code is ErrorCode.FORBIDDEN
+
+
+@pytest.mark.parametrize(
+    ("session_id", "kind", "is_allowed"),
+    [
+        ("call:stream:run:ann", "call", True),
+        ("call:stream:run:~kzXh0wcUq0kV5bXQF7sXTw", "call", True),
+        ("call:stream:run:ben", "call", False),
+        ("call:stream:run:ann", "chat", False),  # a cheaper kind
+        ("call:42", "chat", True),  # an application's own
+        ("chat-1", "chat", True),
+    ],
+)
+def test_a_calls_id_is_its_users_and_of_a_kind_with_an_outside_clock(
+    session_id: str, kind: str, is_allowed: bool
+) -> None:
+    if is_allowed:
+        check_call_id(session_id, "ann", load_rate_card().terms(kind))
+        return
+    with pytest.raises(PeerError) as refused:
+        check_call_id(session_id, "ann", load_rate_card().terms(kind))
     assert refused.value.code is ErrorCode.FORBIDDEN
