@@ -38,6 +38,8 @@ const load = () =>
     () => {},
   );
 
+const UNLOADED = 'A module of the client cannot be loaded.';
+
 const isHidden = () => globalThis.document?.visibilityState === 'hidden';
 
 /**
@@ -214,8 +216,10 @@ export class Connection extends Store {
         });
       },
       received: (message) => {
-        if (!loading || message.type === 'error') this.#receive(message);
-        else loading.then(() => line === this._line && this.#receive(message));
+        if (!loading || message.type === 'error') return this.#receive(message);
+        // The line lives: only the module may be late now.
+        this._timers.arm('watchdog', timeoutMs, () => line.declareDead(UNLOADED));
+        loading.then(() => line === this._line && this.#receive(message));
       },
       lost: (code, reason) => this.#lost(code, reason),
     });
@@ -239,7 +243,7 @@ export class Connection extends Store {
   #receive(message) {
     this._live?.hear(message);
     if (message.type === 'error') return this.#receiveError(message);
-    if (!this._live) return this._line.declareDead('A module of the client cannot be loaded.');
+    if (!this._live) return this._line.declareDead(UNLOADED);
     if (message.type === 'welcome') this.#receiveWelcome(message);
     else this._live.take(message);
     return this._change();

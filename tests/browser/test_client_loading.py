@@ -98,6 +98,19 @@ async def test_messages_wait_for_the_module_in_their_order(client: ClientPage) -
     assert await client.run("() => meter.getSnapshot().credits") == 7
 
 
+async def test_a_line_that_was_heard_waits_for_the_module(client: ClientPage) -> None:
+    held = await hold(client)
+    line = await begin(client)
+    await line.receive("auth")
+    await client.run("() => { clock.nowMs += 60_000; }")  # the page slept
+    await line.send(**welcome())
+    await line.send(type="error", code="bad_message", message="Marker.", retryable=False)
+    await client.take("error")
+    await held.release()
+    await client.take_state("live")
+    await line.join()
+
+
 async def test_nothing_of_a_user_who_left_is_heard_when_the_module_is_there(
     client: ClientPage,
 ) -> None:

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.usefixtures("empty_environment")
 def test_the_card_of_the_repository_is_the_default() -> None:
     card = load_rate_card()
     assert load_rate_card(Settings().rates) == card
-    assert set(card.kinds) == {"chat", "recording", "chat-demo", "recording-demo"}
+    assert set(card.kinds) == {"chat", "recording", "call", "chat-demo", "recording-demo"}
 
 
 @pytest.mark.parametrize(
