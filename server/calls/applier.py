@@ -9,18 +9,18 @@ who becomes known later.
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 import structlog
 
 from protocol.rate_card import RateCard
-from protocol.wire.errors import ProtocolError
+from protocol.wire.errors import ProtocolError, ServiceError
 from server.access.principals import tenant_of
 from server.calls import limits as call_limits
 from server.calls.billing import Billing, CallMapping, session_id_of
-from server.calls.facts import Fact, FactKind
-from server.calls.mapping import CallPlan, ParkedBecause, billing_of
+from server.calls.facts import Adapter, CallRun, Fact, FactKind, ProviderError
+from server.calls.mapping import CallPlan, ParkedBecause, billing_of, kept_custom
 from server.calls.metering import CallMeter
 from server.process import Process
 from server.runtime.isolation import AWAY, alone, failed
@@ -38,15 +38,24 @@ RunKey = tuple[str, str]
 class Applier:
     """The facts that this process applies."""
 
-    def __init__(self, process: Process, records: CallRecords, meter: CallMeter) -> None:
+    def __init__(
+        self,
+        process: Process,
+        records: CallRecords,
+        meter: CallMeter,
+        adapters: Mapping[str, Adapter],
+    ) -> None:
         self.process = process
         self.records = records
         self.meter = meter
+        self.adapters = adapters
         self.waiting = 0
         """Facts in memory that are to be applied."""
         self._queues: dict[RunKey, deque[tuple[WaitingFact, int]]] = {}
         self._places = asyncio.Semaphore(call_limits.CALL_RUNS_APPLIED_AT_ONCE_MAX)
         self._at_work: dict[RunKey, asyncio.Task[None]] = {}
+        self._heard_of: dict[RunKey, None] = {}
+        """Runs whose provider has said the call's own data."""
         self._news = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -166,7 +175,7 @@ class Applier:
             if fact.participant is None:
                 await self._apply_to_run(fact)
                 break
-            billing = await self._billing(fact, fact.participant, context)
+            billing = await self._billing(waiting, fact, fact.participant, context)
             if isinstance(billing, Billing):
                 await self._apply_to(fact, fact.participant, billing)
                 break
@@ -211,7 +220,7 @@ class Applier:
         return CallMapping(participants=found)
 
     async def _billing(
-        self, fact: Fact, participant: str, context: CallContext
+        self, waiting: WaitingFact, fact: Fact, participant: str, context: CallContext
     ) -> Billing | ParkedBecause:
         """On whom a participant's time is counted.
 
@@ -220,7 +229,10 @@ class Applier:
         row: ParticipantRow | None = context.participant
         if row is None or row.mapping is None:
             plan = None if context.plan is None else msgspec.convert(context.plan, CallPlan)
-            billing = billing_of(participant, plan, context.custom, self._rates)
+            custom = context.custom
+            if plan is None and not custom:
+                custom = await self._asked_custom(fact, waiting.attempts)
+            billing = billing_of(participant, plan, custom, self._rates)
             if not isinstance(billing, Billing):
                 return billing
             row = await self.records.map_participant(
@@ -234,6 +246,39 @@ class Applier:
             )
         assert row.mapping is not None
         return msgspec.convert(row.mapping, Billing)
+
+    async def _asked_custom(self, fact: Fact, attempts: int) -> dict[str, str]:
+        """The call's own data, from the provider's REST, once for each run.
+
+        Not every event carries the data, and a default mapping would stay. A provider that does not
+        answer is asked again with the fact's next attempts, and then the default counts. Raises
+        ``unavailable`` until then.
+        """
+        run = (fact.provider, fact.call_session)
+        adapter = self.adapters.get(fact.provider)
+        if adapter is None or run in self._heard_of:
+            return {}
+        try:
+            truth = await adapter.sweep(
+                CallRun(call=fact.call, call_session=fact.call_session, rest_name=fact.rest_name)
+            )
+        except ProviderError as error:
+            if error.retryable and attempts < call_limits.CALL_DATA_ATTEMPTS:
+                raise ServiceError("the provider does not say whose call it is") from error
+            log.warning("call_data_unknown", call=fact.call, error=str(error))
+            return {}
+        self.heard_of(run)
+        custom = kept_custom(truth.custom)
+        if custom:
+            encoded = msgspec.json.encode(custom, order="sorted").decode()
+            await self.records.learn_custom(*run, encoded)
+        return custom
+
+    def heard_of(self, run: RunKey) -> None:
+        """Notes that a run's provider has said the call's own data."""
+        self._heard_of[run] = None
+        if len(self._heard_of) > call_limits.CALL_RUNS_HEARD_OF_MAX:
+            del self._heard_of[next(iter(self._heard_of))]
 
     @property
     def _rates(self) -> RateCard:

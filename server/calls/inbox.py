@@ -19,14 +19,12 @@ import structlog
 from server.calls import limits as call_limits
 from server.calls.applier import Applier
 from server.calls.facts import Adapter, Fact, FactKind
+from server.calls.mapping import kept_custom
 from server.process import Process
 from storage.postgres.calls import CallRecords
 from storage.rows.calls import FactToKeep
 
 log = structlog.get_logger()
-
-CUSTOM_NAMES = ("payer", "org", "kind", "devices", "host")
-"""What the inbox keeps of a call's own data."""
 
 
 class FactInbox:
@@ -78,7 +76,7 @@ class FactInbox:
 
 def to_keep(fact: Fact, body: bytes | None) -> FactToKeep:
     """A fact as the inbox's row."""
-    custom = {name: fact.custom[name] for name in CUSTOM_NAMES if fact.custom.get(name)}
+    custom = kept_custom(fact.custom)
     edges = {FactKind.STARTED: "started", FactKind.ENDED: "ended"}
     return FactToKeep(
         provider=fact.provider,

@@ -32,6 +32,11 @@ CALL_FACTS_PRUNED_PER_BATCH: Final = 1_000
 """Old facts that one statement deletes; other statements run between two batches."""
 CALL_FACT_MAPPINGS_MAX: Final = 4
 """Looks at a call's plan for one fact, while backends put new plans."""
+CALL_DATA_ATTEMPTS: Final = 2
+"""Failed attempts at a fact after which a provider that does not answer is not asked any more for
+the call's own data, and the default counts: after half a minute."""
+CALL_RUNS_HEARD_OF_MAX: Final = 4_096
+"""Runs of which one process remembers that their provider has said the call's own data."""
 CALL_PARTICIPANTS_ENDED_MAX: Final = 10_000
 """Participants of one run that its end is applied to."""
 CALL_SWEEP_LOOK_S: Final = 5.0

@@ -19,6 +19,7 @@ from server.calls.limits import CALL_PARTICIPANTS_PLANNED_MAX
 
 KIND_DEFAULT = "call"
 EACH, HOST = "each", "host"
+CUSTOM_NAMES = ("payer", "org", "kind", "devices", "host")
 
 ParkedBecause = Literal[
     "bad_user_id", "not_in_plan", "unknown_kind", "unknown_host", "payer_elsewhere", "bad_call_data"
@@ -107,6 +108,11 @@ def billing_of(
         kind=plan.kind,
         devices=plan.devices,
     )
+
+
+def kept_custom(custom: dict[str, str]) -> dict[str, str]:
+    """What the inbox keeps of a call's own data."""
+    return {name: custom[name] for name in CUSTOM_NAMES if custom.get(name)}
 
 
 def plan_of_custom(custom: dict[str, str]) -> CallPlan | None:

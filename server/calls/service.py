@@ -19,7 +19,7 @@ class Calls:
         self.adapters = dict(adapters)
         self.records = CallRecords.over(process.records)
         self.meter = CallMeter(process, self.adapters)
-        self.applier = Applier(process, self.records, self.meter)
+        self.applier = Applier(process, self.records, self.meter, self.adapters)
         self.inbox = FactInbox(process, self.records, self.adapters, self.applier)
         self.sweep = Sweep(self.inbox, self.applier)
 

@@ -95,6 +95,7 @@ class Sweep:
             msgspec.json.decode(row.fact, type=Fact)
             for row in await self.records.facts_of(run.provider, run.call_session)
         ]
+        self.applier.heard_of((run.provider, run.call_session))
         await self.inbox.keep(facts_of_truth(truth, run, known), swept=True)
         await self.applier.applied((run.provider, run.call_session))
         mapping = await self.applier.mapping_of(run.provider, run.call_session)
@@ -206,4 +207,5 @@ def _fact(
         at_ms=at_ms,
         key=f"sweep:{hashlib.sha256(parts).hexdigest()}",
         rest_name=run.rest_name,
+        custom=truth.custom,
     )

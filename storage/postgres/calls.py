@@ -213,6 +213,10 @@ class CallRecords(Database):
 
     # Runs
 
+    async def learn_custom(self, provider: str, call_session: str, custom: str) -> None:
+        """Keeps a call's own data, which its events did not carry."""
+        await self._execute("learn_custom", provider, call_session, custom)
+
     async def run(self, provider: str, call_session: str) -> CallRunRow | None:
         """Returns one run."""
         return await self._maybe("call_run", CallRunRow, provider, call_session)

@@ -8,7 +8,7 @@ import msgspec
 
 from server.calls.applier import Applier
 from server.calls.billing import CallMapping
-from server.calls.facts import CallRun, CallTruth, Fact, FactKind
+from server.calls.facts import CallRun, CallTruth, Fact, FactKind, Presence, ProviderError
 from server.calls.inbox import FactInbox
 from server.calls.metering import CallMeter, ParticipantFigures
 from server.calls.sweep import Sweep
@@ -38,6 +38,21 @@ def fact(kind: FactKind = FactKind.JOINED, participant: str | None = "ann", **fi
     return Fact(**{"key": key, **values})
 
 
+def truth(*presences: Presence, **fields: object) -> CallTruth:
+    """What a provider answers about the run."""
+    values: dict[str, object] = {
+        "asked_at_ms": 100_000, "started_at_ms": 500, "ended": False, "ended_at_ms": None,
+        "has_history": True, "complete": True, **fields,
+    }  # fmt: skip
+    return CallTruth(
+        provider="stream",
+        call=CALL,
+        call_session=RUN,
+        presences=presences,
+        **values,  # type: ignore[arg-type]
+    )
+
+
 class BookAdapter:
     """A provider whose events are JSON lists of facts."""
 
@@ -58,7 +73,8 @@ class BookAdapter:
 
     async def sweep(self, run: CallRun) -> CallTruth:
         self.asked.append(run)
-        assert self.truth is not None
+        if self.truth is None:
+            raise ProviderError("no such call", retryable=False)
         if isinstance(self.truth, Exception):
             raise self.truth
         return self.truth
@@ -107,7 +123,7 @@ class InboxScene:
         self.records = CallRecords.over(process.records)
         self.adapter = BookAdapter()
         self.meter = BookMeter()
-        self.applier = Applier(process, self.records, self.meter)
+        self.applier = Applier(process, self.records, self.meter, {"stream": self.adapter})
         self.inbox = FactInbox(process, self.records, {"stream": self.adapter}, self.applier)
         self.sweep = Sweep(self.inbox, self.applier)
 

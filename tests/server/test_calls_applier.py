@@ -7,13 +7,13 @@ import pytest
 
 from protocol.wire.errors import ServiceError
 from server.calls import limits as call_limits
-from server.calls.facts import FactKind
+from server.calls.facts import FactKind, ProviderError
 from server.calls.mapping import CallPlan, PlannedParticipant
 from storage.rows.calls import CallFilter
 from tests.fixtures.database import Connection
 from tests.fixtures.server import TestServer
 from tests.server.api import advance
-from tests.server.call_facts import CALL, RUN, InboxScene, fact, states
+from tests.server.call_facts import CALL, RUN, InboxScene, fact, states, truth
 
 JOINED = fact()
 LEFT = fact(FactKind.LEFT, at_ms=61_000)
@@ -208,6 +208,35 @@ async def test_the_calls_own_data_maps_it(scene: InboxScene) -> None:
     await scene.receive(fact(custom={"org": "acme", "payer": "rich", "title": "Algebra"}))
     (billing,) = scene.meter.mappings[0].participants.values()
     assert (billing.org_id, billing.user_id, billing.account_id) == ("acme", "ann", "rich")
+
+
+async def test_a_provider_is_asked_for_the_calls_data_once(scene: InboxScene) -> None:
+    """A participant's event does not carry it; a default would stay."""
+    scene.adapter.truth = truth(custom={"org": "acme", "title": "Algebra"})
+    await scene.receive(fact(), fact(participant="ben"))
+    await scene.receive(fact(participant="eve"))
+    orgs = {one.org_id for each in scene.meter.mappings for one in each.participants.values()}
+    assert (orgs, len(scene.adapter.asked)) == ({"acme"}, 1)
+
+
+async def test_a_provider_without_an_answer_is_asked_again_and_then_the_default_counts(
+    scene: InboxScene, server: TestServer
+) -> None:
+    scene.adapter.truth = ProviderError("503")
+    await scene.receive(JOINED)
+    assert scene.meter.applied == []
+    advance(server, call_limits.CALL_FACT_LEASE_MS)
+    scene.adapter.truth = truth(custom={"org": "acme"})
+    await scene.take()
+    assert scene.meter.applied == [(JOINED.key, "ann")]
+    other = fact(call_session="run-2")
+    scene.adapter.truth = ProviderError("503")
+    await scene.receive(other)
+    for _ in range(3):
+        advance(server, 4 * call_limits.CALL_FACT_LEASE_MS)
+        await scene.take()
+    (billing,) = scene.meter.mappings[-1].participants.values()
+    assert (scene.meter.applied[1:], billing.org_id) == ([(other.key, "ann")], None)
 
 
 # --- Replays ---------------------------------------------------------------------------

@@ -4,12 +4,12 @@ import msgspec
 import pytest
 
 from server.calls import limits as call_limits
-from server.calls.facts import CallTruth, FactKind, Presence, ProviderError
+from server.calls.facts import FactKind, Presence, ProviderError
 from server.calls.sweep import facts_of_truth
 from storage.rows.calls import SweepDue
 from tests.fixtures.server import TestServer
 from tests.server.api import advance
-from tests.server.call_facts import CALL, RUN, InboxScene, fact
+from tests.server.call_facts import CALL, RUN, InboxScene, fact, truth
 
 JOINED = fact()
 
@@ -17,20 +17,6 @@ JOINED = fact()
 @pytest.fixture
 def scene(server: TestServer) -> InboxScene:
     return InboxScene(server.process)
-
-
-def truth(*presences: Presence, **fields: object) -> CallTruth:
-    values: dict[str, object] = {
-        "asked_at_ms": 100_000, "started_at_ms": 500, "ended": False, "ended_at_ms": None,
-        "has_history": True, "complete": True, **fields,
-    }  # fmt: skip
-    return CallTruth(
-        provider="stream",
-        call=CALL,
-        call_session=RUN,
-        presences=presences,
-        **values,  # type: ignore[arg-type]
-    )
 
 
 def presence(from_at: int = 1_000, to_at: int | None = None, name: str = "ann") -> Presence:
@@ -107,6 +93,7 @@ async def test_a_provider_that_fails_is_asked_less_and_less_often(
 async def test_one_look_has_a_budget(scene: InboxScene, server: TestServer) -> None:
     facts = [fact(call_session=f"run-{n}") for n in range(call_limits.CALL_SWEEPS_PER_LOOK_MAX + 3)]
     await scene.receive(*facts)
+    scene.adapter.asked.clear()
     scene.adapter.truth = ProviderError("503")
     advance(server, call_limits.CALL_SWEEP_INTERVAL_MS)
     assert await scene.sweep.sweep_due() == call_limits.CALL_SWEEPS_PER_LOOK_MAX
