@@ -84,6 +84,15 @@ class Intents:
         """Whether an intent of ``event`` waits."""
         return any(intent.event is event for intent in self._waiting)
 
+    def includes(self, event: Event) -> bool:
+        """Whether an intent of ``event`` waits or is on its way."""
+        return any(intent.event is event for intent in self)
+
+    @property
+    def end_at_request(self) -> bool:
+        """Whether a client's request that ends the running time waits or is on its way."""
+        return any(intent.ends_at_request for intent in self)
+
     def take(self) -> Intent:
         """Takes the intent whose turn has come."""
         return self._waiting.pop(0)

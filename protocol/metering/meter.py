@@ -66,6 +66,8 @@ class Meter(MeterState):
         """
         came_at = now_ms if asked_at is None else asked_at
         begins = self._begin_doubt(came_at, now_ms, has_others=has_others)
+        if not (self.sockets or has_others):
+            self._part_from_lost(came_at, now_ms)
         if not self.sockets:
             self.served_from_ms = self.elapsed_at(now_ms)
         self.sockets += 1
@@ -90,6 +92,20 @@ class Meter(MeterState):
         until = now_ms + limits.DOUBT_WAIT_MS
         self._doubt = Doubt(came_at, proven_at, is_told=self.sockets > 0, until=until)
         return True
+
+    def _part_from_lost(self, came_at: int, now_ms: int) -> None:
+        """Makes a gap of the time from the last socket's end to a join.
+
+        The loss is not recorded yet, and nothing is to be asked: no earlier socket is left. If the
+        loss is recorded after all, the gap has no effect.
+        """
+        if not self._intents.includes(Event.LOST) or not self.counting:
+            return
+        if self.session.identity.terms.gap == "bill" or self._intents.end_at_request:
+            return
+        self._intents.drop(Event.UNPROVEN)
+        self._doubt = Doubt(came_at, self.alive_at, is_told=True, until=now_ms, is_over=True)
+        self._intents.add_first(Intent(Event.UNPROVEN, came_at))
 
     def confirm(self, at_ms: int, now_ms: int, came_at: int | None = None) -> None:
         """Takes a proof of a socket from before the last join.

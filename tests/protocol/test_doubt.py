@@ -300,3 +300,37 @@ def test_lost_session_is_shown_as_far_as_proven() -> None:
     shown.append(bench.meter.shown_at(bench.now))
     bench.accept()
     assert [*shown, bench.meter.shown_at(bench.now)] == [3_000] * 4
+
+
+def test_join_before_loss_is_recorded_begins_a_gap() -> None:
+    """The message of the loss is lost, and sockets join and go before its repeat."""
+    bench = Bench()
+    bench.run(3_000)
+    bench.meter.detach(bench.now, bench.now)
+    assert bench.step.leaving
+    bench.run(500)
+    bench.meter.attach(bench.now)
+    bench.run(100)
+    bench.meter.detach(bench.now, bench.now)
+    bench.run(400)
+    assert not come(bench)
+    assert bench.meter.alive_at == PROVEN_AT
+    bench.meter.unanswered(bench.now)
+    step = bench.step
+    assert (step.standing.phase, step.standing.elapsed_ms) == (Phase.ACTIVE, 3_000)
+    assert step.standing.gaps == ((PROVEN_AT, PROVEN_AT + 1_000, False),)
+    bench.accept()
+    assert bench.meter.asked is None
+    assert not bench.meter.is_in_doubt
+    assert bench.meter.alive_at == bench.now
+
+
+def test_loss_that_is_recorded_after_a_join_is_the_gap() -> None:
+    bench = Bench()
+    bench.run(3_000)
+    bench.meter.detach(bench.now, bench.now)
+    bench.run(500)
+    come(bench)
+    bench.accept()
+    assert not bench.meter.is_in_doubt
+    assert bench.step.standing.gaps == ((PROVEN_AT, PROVEN_AT + 500, False),)

@@ -6,7 +6,7 @@ The client of each is gone before the request is answered.
 import pytest
 
 from tests.simulation.driver import Laboratory
-from tests.simulation.traces import NODE, act, pay, run, start, wait
+from tests.simulation.traces import NODE, act, mishaps, pay, run, start, wait
 
 pytestmark = pytest.mark.usefixtures("quiet_logs")
 
@@ -61,4 +61,31 @@ def test_unanswered_start_leaves_no_unserved_session(lab: Laboratory) -> None:
         start("s3", user="ann9", kind="minute"),
         act("slow_redis", delays=[5_000], ms=90_000),
         wait(600),
+    )
+
+
+@pytest.mark.parametrize("mishap", [["lost", 1000], ["late", 1000], ["unanswered", 1000]])
+@pytest.mark.parametrize("joins", [1, 2])
+def test_join_before_repeat_of_loss_bills_no_absence(
+    lab: Laboratory, mishap: list[object], joins: int
+) -> None:
+    """A client is back before its process has repeated the message of its loss.
+
+    The process gave up that message, and billed the time without a client.
+    """
+    back = []
+    for number in range(joins):
+        name = f"back-{number}"
+        back += [wait(0.5), act("join", client=name, node=NODE, session="s1", last_seq=0)]
+        if number + 1 < joins:
+            back += [wait(0.1), act("close", client=name)]
+    run(
+        lab,
+        pay("cat9", 9_000_000),
+        start("s1"),
+        wait(5),
+        mishaps(NODE, "redis", mishap),
+        act("close", client="c-s1"),
+        *back,
+        wait(25),
     )
