@@ -90,7 +90,7 @@ class Intents:
 
     @property
     def end_at_request(self) -> bool:
-        """Whether a client's request that ends the running time waits or is on its way."""
+        """Whether a client's request that ends running time is open."""
         return any(intent.ends_at_request for intent in self)
 
     def take(self) -> Intent:

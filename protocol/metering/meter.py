@@ -94,7 +94,7 @@ class Meter(MeterState):
         return True
 
     def _part_from_lost(self, came_at: int, now_ms: int) -> None:
-        """Makes a gap of the time from the last socket's end to a join.
+        """Makes a gap from the last socket's end to a join.
 
         The loss is not recorded yet, and nothing is to be asked: no earlier socket is left. If the
         loss is recorded after all, the gap has no effect.

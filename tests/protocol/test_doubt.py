@@ -303,7 +303,7 @@ def test_lost_session_is_shown_as_far_as_proven() -> None:
 
 
 def test_join_before_loss_is_recorded_begins_a_gap() -> None:
-    """The message of the loss is lost, and sockets join and go before its repeat."""
+    """Sockets join and go before a lost loss is repeated."""
     bench = Bench()
     bench.run(3_000)
     bench.meter.detach(bench.now, bench.now)

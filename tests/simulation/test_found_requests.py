@@ -69,7 +69,7 @@ def test_unanswered_start_leaves_no_unserved_session(lab: Laboratory) -> None:
 def test_join_before_repeat_of_loss_bills_no_absence(
     lab: Laboratory, mishap: list[object], joins: int
 ) -> None:
-    """A client is back before its process has repeated the message of its loss.
+    """A client is back before its loss is recorded.
 
     The process gave up that message, and billed the time without a client.
     """
