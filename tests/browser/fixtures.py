@@ -14,7 +14,15 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 import pytest_asyncio
-from playwright.async_api import Browser, BrowserContext, Page, Route, async_playwright, expect
+from playwright.async_api import (
+    Browser,
+    BrowserContext,
+    Locator,
+    Page,
+    Route,
+    async_playwright,
+    expect,
+)
 
 from tests.browser.mock_server import (
     PATIENCE_S,
@@ -311,6 +319,14 @@ class Tab:
         line = await self.server.line()
         await line.welcome()
         return line
+
+    async def choose(self, control: Locator, is_checked: bool = True) -> None:
+        """Sets a control of the form, once the form is there.
+
+        Its picture lies over the control, so Playwright must be forced, and waits for nothing.
+        """
+        await expect(self.at("#start")).to_be_visible()
+        await control.set_checked(is_checked, force=True)
 
     async def ride(self, **changes: Any) -> BrowserSocket:
         """Starts a chat; returns the connection on which the session is ``session-1``."""

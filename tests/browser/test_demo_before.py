@@ -45,7 +45,7 @@ async def test_the_page_says_how_long_one_may_talk(tab: Tab) -> None:
         "3:30 on the meter, the first 1:00 of it free. Your credits run out then."
     )
     tab.estimate = {**ESTIMATE, "free_remaining_ms": 0, "limit": "member_minutes"}
-    await tab.page.get_by_label("Recording").check(force=True)
+    await tab.choose(tab.page.get_by_label("Recording"))
     await expect(tab.at("#estimate-title")).to_have_text("How long may I record?")
     await expect(tab.at("#estimate-text")).to_have_text(
         "3:30 on the meter. Your minutes of this month end then."
@@ -133,7 +133,7 @@ async def test_forced_colours_hide_no_state(tab: Tab) -> None:
     assert chosen != other
     assert await track.evaluate(style, "outlineStyle") == "solid"
     off = await track.evaluate(style, "backgroundColor")
-    await tab.page.get_by_role("switch").check(force=True)
+    await tab.choose(tab.page.get_by_role("switch"))
     await expect(track).not_to_have_css("background-color", off)
 
 

@@ -74,8 +74,8 @@ async def test_the_page_shows_the_user_and_the_balance(tab: Tab) -> None:
 async def test_the_choice_decides_the_kind(tab: Tab, kind: str, is_fast: bool) -> None:
     await tab.open()
     line = await tab.line()
-    await tab.page.get_by_label(kind.capitalize()).check(force=True)
-    await tab.page.get_by_role("switch").set_checked(is_fast, force=True)
+    await tab.choose(tab.page.get_by_label(kind.capitalize()))
+    await tab.choose(tab.page.get_by_role("switch"), is_fast)
     await tab.page.get_by_role("button", name="Start the meter").click()
     start = await line.receive("start")
     assert start["kind"] == (f"{kind}-demo" if is_fast else kind)

@@ -33,6 +33,11 @@ async def text_is(react: ClientPage, selector: str, expected: str) -> None:
     )
 
 
+async def shows(react: ClientPage, expected: str) -> None:
+    """Waits until the page's text contains this."""
+    await react.page.wait_for_function("(expected) => text().includes(expected)", arg=expected)
+
+
 # The chat page: SimpleTimeDisplay
 
 
@@ -56,12 +61,12 @@ async def test_the_chat_page_shows_details(react: ClientPage) -> None:
     )
     await text_is(react, "h3", "Time Tracking")
     await text_is(react, "span.text-lg", "00:00")
-    assert "Free time:01:00Credits:2.50" in await react.run("text")
+    await shows(react, "Free time:01:00Credits:2.50")
     assert "Using paid credits" not in await react.run("text")
     await line.send(**tick(90_000))
     await text_is(react, "span.text-lg", "01:30")
     await react.page.wait_for_function("() => text().includes('Using paid credits')")
-    assert "Free time:00:00Credits:2.00" in await react.run("text")
+    await shows(react, "Free time:00:00Credits:2.00")
 
 
 # The recording page: useMinuteTracking, UsageDisplay
