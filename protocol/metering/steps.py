@@ -292,7 +292,8 @@ def ended_record(identity: Identity, standing: Standing) -> SessionEnded:
 def kept_offer(offer_basis: OfferBasis, before: SessionState) -> Offer:
     """Returns a session's present grant as an offer.
 
-    It is always affordable, because it is held.
+    It is always affordable, because it is held. A month's limit may end it inside an increment. The
+    rest of that increment needs no further credits, so what more would need counts from there.
 
     Time used beyond the grant keeps its place, but nothing is held for that time any more. What the
     step charges beyond what was held is debt already.
@@ -301,7 +302,7 @@ def kept_offer(offer_basis: OfferBasis, before: SessionState) -> Offer:
     granted_ms = max(grant.granted_ms, standing.elapsed_ms)
     charge_micros = standing.charged_micros - before.standing.charged_micros
     left_micros = max(0, grant.held_micros - charge_micros)
-    offer = offer_basis.offer(granted_ms, 0)
+    offer = offer_basis.offer(granted_ms, 0, within_ms=granted_ms)
     return msgspec.structs.replace(
         offer,
         grant=Grant(

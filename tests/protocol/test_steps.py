@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol import limits
+from protocol.metering.quota import Rest
 from protocol.metering.records import MinuteUsed, SessionEnded
 from protocol.metering.session import Grant, SessionState
 from protocol.metering.states import Phase
@@ -89,6 +90,43 @@ def test_the_held_rest_is_kept_minus_the_charge(settled_ms: int, held: int) -> N
     made.settle(settled_ms)
     kept = kept_offer(made.offer_basis(), before)
     assert (kept.grant.granted_ms, kept.grant.held_micros) == (MINUTE_MS, held)
+
+
+@given(
+    terms=some_terms,
+    cap_ms=st.sampled_from([0, 100_000, 182_000, 186_000]),
+    elapsed_ms=st.integers(0, 180_000),
+    minutes=st.integers(1, 5),
+)
+def test_a_kept_grant_lacks_what_its_offer_lacked(
+    terms: Terms, cap_ms: int, elapsed_ms: int, minutes: int
+) -> None:
+    """Also where a month ends the grant inside an increment."""
+    terms = msgspec.structs.replace(terms, session_cap_ms=cap_ms)
+    elapsed_ms = min(elapsed_ms, cap_ms or elapsed_ms)
+    made = settling(terms)
+    made.settle(elapsed_ms)
+    made.standing = msgspec.structs.replace(made.standing, elapsed_ms=elapsed_ms)
+    basis = made.offer_basis()
+    for offer in basis.offers(shrink=False, rest=Rest(None, minutes)):
+        kept = kept_offer(basis, SessionState(made.identity, made.standing, offer.grant))
+        assert kept.grant == offer.grant
+        assert (kept.more_micros, kept.more_minutes) == (offer.more_micros, offer.more_minutes)
+
+
+def test_a_kept_grant_before_the_cap_does_not_end_at_the_cap() -> None:
+    terms = terms_of(
+        first_increment_ms=7_000, next_increment_ms=7_000, counts_minutes=True,
+        session_cap_ms=182_000,
+    )  # fmt: skip
+    made = settling(terms)
+    made.settle(120_000)
+    made.standing = msgspec.structs.replace(made.standing, elapsed_ms=120_000)
+    grant = Grant(3 * MINUTE_MS, made.offer_basis().held_micros(3 * MINUTE_MS), {month_of(0): 1})
+    kept = kept_offer(made.offer_basis(), SessionState(made.identity, made.standing, grant))
+    assert kept.grant == grant
+    assert kept.more_micros == grant.held_micros
+    assert kept.more_minutes == {month_of(0): 2}
 
 
 def test_a_reported_session_began_and_ended_where_its_minutes_did() -> None:

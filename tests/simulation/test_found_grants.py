@@ -9,7 +9,7 @@ from tests.simulation.actions import Action, Performer
 from tests.simulation.clients import SimulatedClient
 from tests.simulation.driver import Laboratory
 from tests.simulation.mixes import world_of
-from tests.simulation.traces import NODE, act, pay, spend, start, wait
+from tests.simulation.traces import NODE, act, pay, run, spend, start, wait
 
 pytestmark = pytest.mark.usefixtures("quiet_logs")
 
@@ -114,3 +114,19 @@ def test_session_that_begins_takes_little_while_another_waits(lab: Laboratory) -
     )
     (refusal,) = [one for one in clients[2].messages if one["type"] == "error"]
     assert refusal["code"] == "limit_reached"
+
+
+def test_month_ends_grant_inside_increment(lab: Laboratory) -> None:
+    """A month ends a grant inside an increment (seed 700501).
+
+    The credits cover that increment, but not another one.
+    """
+    clients = run(
+        lab,
+        pay("ann9", 3_040_000),
+        act("limit", user="ann9", minutes=3, of_org=False),
+        start("s1", user="ann9", kind="lesson"),
+        wait(200),
+    )
+    (stopped,) = (one for one in clients[0].messages if one["type"] == "stopped")
+    assert (stopped["limit"], stopped["receipt"]["elapsed_ms"]) == ("member_minutes", 180_000)
