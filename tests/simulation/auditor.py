@@ -331,7 +331,7 @@ class Auditor:
         served = {
             client.node.process.node
             for client in world.clients
-            for session_id in client.joined_at
+            for session_id in client.joins
             if session_id in world.session_logs
             and world.session_logs[session_id].person.account == account
         }

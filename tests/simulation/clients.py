@@ -6,7 +6,7 @@ client last proved its life. All instants are true time, whatever the clocks of 
 
 import json
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from protocol import limits
 from protocol.metering.terms import Terms
@@ -126,6 +126,15 @@ class SessionLog:
         return any(begin < came <= at <= until for at, begin in self.heard)
 
 
+class Join(NamedTuple):
+    """A client's request to join or watch a session."""
+
+    request_id: int
+    messages_before: int
+    """How many messages the client had when it asked."""
+    last_seq: int | None
+
+
 def _payload(frame: bytes) -> dict[str, Any]:
     """The message in a server's text frame (RFC 6455 section 5.2: unmasked)."""
     length = frame[1]
@@ -162,10 +171,10 @@ class SimulatedClient:
         self.last_served: dict[str, list[int]] = {}
         """The newest entry of ``SessionLog.served`` that is this client's, by session."""
         self.watched: dict[str, LocalSession] = {}
-        self.joined_at: dict[str, int] = {}
-        """How many messages it had when it last joined each session."""
-        self.last_seq: dict[str, int | None] = {}
-        """The ``last_seq`` that the client sent when it last joined each session."""
+        self.joins: dict[str, list[Join]] = {}
+        """The client's requests to join or watch each session, in order."""
+        self.refused: set[int] = set()
+        """The requests that were answered with an error."""
         self._is_pinged = False
 
     # Subscriber
@@ -176,6 +185,8 @@ class SimulatedClient:
             message = _payload(frame)
             message["received_at"] = self.node.loop.clock.now()
             self.messages.append(message)
+            if message["type"] == "error" and "id" in message:
+                self.refused.add(message["id"])
             if "session_id" in message:
                 self.of_session.setdefault(message["session_id"], []).append(message)
 
@@ -233,10 +244,22 @@ class SimulatedClient:
         for session_log in self.present():
             session_log.heard.append((self.alive_at, self._served[session_log.session_id][0]))
 
-    def begin(self, session_id: str, last_seq: int | None) -> None:
+    def begin(self, session_id: str, request_id: int, last_seq: int | None) -> None:
         """The client asks for a session, and for notices after any ``last_seq``."""
-        self.joined_at[session_id] = len(self.messages)
-        self.last_seq[session_id] = last_seq
+        asked = Join(request_id, len(self.messages), last_seq)
+        self.joins.setdefault(session_id, []).append(asked)
+
+    def joined(self, session_id: str) -> Join:
+        """The last join or watch of a session that was not refused.
+
+        A refused join promises no missed notices: the client asks again. What it may expect follows
+        from the join before. If all were refused, it expects what arrives since the first.
+        """
+        joins = self.joins[session_id]
+        for asked in reversed(joins):
+            if asked.request_id not in self.refused:
+                return asked
+        return joins[0]._replace(last_seq=None)
 
     def come(self, session_log: SessionLog, at: int) -> None:
         """The client asks to join a session.
@@ -249,8 +272,13 @@ class SimulatedClient:
             self.last_served[session_log.session_id] = self._served[session_log.session_id]
 
     def turned_away(self, session_id: str, at: int) -> None:
-        """The join fails. A client that took part before still does."""
+        """A join fails. A client that took part before still does."""
         if session_id not in self.sessions:
+            self.refuse(session_id, at)
+
+    def refuse(self, session_id: str, at: int) -> None:
+        """The client leaves a session, unless another join is under way."""
+        if all(self.answers(asked.request_id) for asked in self.joins[session_id]):
             self.go(session_id, at, at)
 
     def go(self, session_id: str, proof_at: int, found_at: int) -> None:

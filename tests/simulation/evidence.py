@@ -239,9 +239,7 @@ def _check_segments(
     asked = {at for at, _ in session_log.requests}
     stops = {notice["stopped_at"] for notice in notices if notice["type"] == "limit_reached"}
     proofs = {proof for _, proof in session_log.proofs}
-    here = {
-        client.alive_at for client in world.clients if session_log.session_id in client.joined_at
-    }
+    here = {client.alive_at for client in world.clients if session_log.session_id in client.joins}
     operator = {at for at, what in session_log.requests if what == "operator"}
     bills = session_log.terms.gap == "bill"
 

@@ -170,3 +170,61 @@ def test_stop_of_cut_off_process_is_withdrawn_after_top_up(lab: Laboratory) -> N
             (3, "limit_cleared"),
             (4, "limit_warning"),
         ]
+
+
+@pytest.mark.parametrize("request_of", ["join", "watch"])
+@pytest.mark.parametrize("node", [NODE, "node.b"])
+def test_refused_join_promises_no_missed_notices(
+    lab: Laboratory, node: str, request_of: str
+) -> None:
+    """A socket joins again, and gets no answer in time (seed 700568).
+
+    The error promises no notices: the client asks again, and gets them then.
+    """
+    again = act("join", client="c-again", node=node, session="s1", last_seq=1)
+    first = act("join", client="c-again", node=node, session="s1", last_seq=None)
+    if request_of == "watch":
+        first = act("watch", client="c-again", node=node, session="s1")
+    clients = run(
+        lab,
+        act("serve", node="node.b"),
+        start("s1", user="ann9", kind="day"),
+        wait(30),
+        pay("ann9", 20_000_000),
+        wait(1),
+        first,
+        wait(6),
+        act("slow_redis", delays=[5000], ms=3000),
+        again,
+        wait(30),
+        again,
+        wait(30),
+    )
+    told = clients[-1].messages
+    answers = [one["type"] for one in told if one.get("id") in (1, 2, 3)]
+    assert answers == ["session", "error", "session"]
+    answer = next(one for one in told if one.get("id") == 3)
+    assert [one["seq"] for one in answer["missed"]] == [2, 3]
+
+
+def test_second_join_counts_where_first_fails_beside_it(lab: Laboratory) -> None:
+    """Of two joins at another process, the first one fails."""
+    again = act("join", client="c-again", node="node.b", session="s1", last_seq=1)
+    clients = run(
+        lab,
+        act("serve", node="node.b"),
+        start("s1", user="ann9", kind="day"),
+        wait(30),
+        pay("ann9", 20_000_000),
+        wait(1),
+        again,
+        act("slow_redis", delays=[5000], ms=3000),
+        again,
+        wait(30),
+        again,
+        wait(30),
+    )
+    told = clients[-1].messages
+    answers = [one for one in told if one.get("id") in (1, 2, 3)]
+    assert [one["type"] for one in answers] == ["error", "session", "session"]
+    assert [one["seq"] for one in answers[1]["missed"]] == [2, 3]

@@ -52,7 +52,7 @@ def check_notices(state: State, name: str, world: World) -> None:
     skipped = _skipped(numbers, standing["seq"])
     crossed = False
     for client in world.clients:
-        if session_id not in client.of_session and session_id not in client.joined_at:
+        if session_id not in client.of_session and session_id not in client.joins:
             continue  # the client has nothing to do with the session
         told = _told(client, session_id)
         for before, after in itertools.pairwise(told):
@@ -72,7 +72,7 @@ def check_notices(state: State, name: str, world: World) -> None:
         takes_part = session_id in client.sessions and session_id in client.local_sessions
         takes_part = takes_part or session_id in client.watched
         if takes_part and is_there:
-            since = client.last_seq[session_id]
+            since = client.joined(session_id).last_seq
             if since is None:
                 since = _seen_at_joining(client, session_id)
             if len(numbers) == NOTICES_KEPT_MAX:
@@ -150,7 +150,7 @@ def _skipped(numbers: list[int], last: int) -> set[int]:
 
 def _seen_at_joining(client: SimulatedClient, session_id: str) -> int:
     """The last notice's number at a client's join, from the join's snapshot."""
-    for message in client.messages[client.joined_at[session_id] :]:
+    for message in client.messages[client.joined(session_id).messages_before :]:
         if message["type"] == "session" and message["session_id"] == session_id:
             return int(message["seq"])
         if message.get("session_id") == session_id and "seq" in message:

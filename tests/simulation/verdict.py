@@ -177,7 +177,7 @@ class Verdict:
         nodes = {
             client.node.process.node
             for client in self.world.clients
-            if session_log.session_id in client.joined_at
+            if session_log.session_id in client.joins
         }
         is_alone = len(nodes) <= 1 and not nodes & set(self.world.deaths)
         return 0 if is_alone else CLOCK_ERROR_MS
@@ -265,7 +265,7 @@ class Verdict:
             return
         nodes: defaultdict[str, set[str]] = defaultdict(set)
         for other in self.world.clients:
-            for session_id in other.joined_at:
+            for session_id in other.joins:
                 nodes[session_id].add(other.node.name)
         shown: defaultdict[str, list[tuple[int, int]]] = defaultdict(list)
         for message in client.messages:

@@ -326,8 +326,8 @@ class World:
         client.requests += 1
         # Every message is a proof of life for each session that the client takes part in.
         client.node.do(client.pong)
-        client.begin(session_id, last_seq)
         request_id = client.requests
+        client.begin(session_id, request_id, last_seq)
         pending = PendingRequest(client, request_id)
         start = messages.Start(
             session_id=session_id,
@@ -415,6 +415,7 @@ class World:
 
     def _failed(self, client: SimulatedClient, request_id: int, error: Exception) -> None:
         code = getattr(error, "code", "unavailable")
+        client.refused.add(request_id)
         client.messages.append(
             {"type": "error", "id": request_id, "message": str(error), "code": code}
         )
@@ -449,7 +450,7 @@ class World:
                 # Only a client that has left may get no answer.
                 assert answers or client.is_cut or session_id not in client.sessions
                 if answers and answers[0]["type"] == "error" and local is None:
-                    client.go(session_id, self.now, self.now)  # its start was refused
+                    client.refuse(session_id, self.now)  # its start
                     if client.node.line.troubled:
                         # Redis may carry out an earlier message of the start later.
                         at = answers[0].get("received_at", self.now)
@@ -489,7 +490,7 @@ class World:
         person = self.session_logs[session_id].person
         client.requests += 1
         request_id = client.requests
-        client.begin(session_id, None)
+        client.begin(session_id, request_id, None)
         self.watched.add(session_id)
 
         async def work() -> None:
@@ -502,6 +503,7 @@ class World:
                 self._failed(client, request_id, error)
                 return
             if local is None:
+                client.refused.add(request_id)
                 client.messages.append({"type": "error", "id": request_id, "message": "none"})
             elif client in local.subscribers:
                 client.watched[session_id] = local
