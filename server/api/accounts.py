@@ -12,6 +12,7 @@ from protocol.metering.projection import AccountProjection
 from protocol.wire.errors import ErrorCode, PeerError
 from protocol.wire.fields import AccountCredits, Credits, InstantAt, describe
 from protocol.wire.money import format_credits
+from server.access.principals import READERS
 from server.api.billing import AccountId, EntryId, Priority
 from server.http.openapi import CURSOR, LIMIT, ORG, USER, Operation, described
 from server.http.paging import cursor_of, cursor_values, foreign_cursor, page_rows
@@ -138,9 +139,9 @@ async def view_as_due(process: Process, account: AccountName, *, starts: bool = 
     return View(projection, view.held_micros, due.amount_micros)
 
 
-async def reader_of(request: Request) -> tuple[Process, AccountName]:
+def reader_of(request: Request) -> tuple[Process, AccountName]:
     """The process, and the account that a read request is about."""
-    principal = await principal_of(request, "user", "key", "ops")
+    principal = principal_of(request)
     account_id = path_id(request)
     tenant = tenant_of_call(request, principal, account_id)
     if not principal.may_see_account(account_id):
@@ -150,7 +151,7 @@ async def reader_of(request: Request) -> tuple[Process, AccountName]:
 
 READING = Operation(
     tag="accounts",
-    roles=("user", "key", "ops"),
+    roles=("user", "key", *READERS),
     path={"id": "The credit account."},
     parameters=(ORG, USER),
     answers={200: (AccountAnswer,)},
@@ -160,7 +161,7 @@ READING = Operation(
 @described(READING)
 async def read_account(request: Request) -> Response:
     """An account's balance, what its sessions burn, and when it ends."""
-    process, account = await reader_of(request)
+    process, account = reader_of(request)
     view = await view_as_due(process, account)
     projection, now_ms = view.projection, process.clock.now()
     burn_micros = sum(
@@ -194,7 +195,7 @@ async def read_ledger(request: Request) -> Response:
 
     Minutes and operations appear once they are recorded, a moment after they were decided.
     """
-    process, account = await reader_of(request)
+    process, account = reader_of(request)
     before = _position(request)
     count = page_rows(request)
     found = await process.records.ledger(*account, before, count + 1)

@@ -13,7 +13,7 @@ from starlette.routing import Route
 from protocol.wire.errors import BadMessageError
 from protocol.wire.fields import UserId, describe
 from server import limits as server_limits
-from server.access.principals import tenant_of
+from server.access.principals import ACTORS, tenant_of
 from server.api.billing import Reason
 from server.api.organizations import MONTH_PATTERN, OrgId
 from server.counters.calendars import calendar
@@ -79,7 +79,7 @@ class AdjustmentMade(msgspec.Struct, frozen=True, kw_only=True):
 @described(
     Operation(
         tag="organizations",
-        roles=("ops",),
+        roles=ACTORS,
         path={"id": "The organisation.", "user": "The member."},
         parameters=(IDEMPOTENCY_KEY,),
         body=AdjustmentWanted,
@@ -98,7 +98,7 @@ async def adjust(request: Request) -> Response:
     and stopped.
     """
     process = process_of(request)
-    principal = await principal_of(request, "ops")
+    principal = principal_of(request)
     org_id, user_id = path_id(request), path_id(request, "user")
     tenant = tenant_of(org_id, user_id)
     raw = await raw_body(request)

@@ -17,7 +17,7 @@ from protocol.wire.codec import check_metadata
 from protocol.wire.errors import BadMessageError, ErrorCode, PeerError
 from protocol.wire.fields import Amount, describe, describe_id
 from protocol.wire.money import format_credits, parse_credits
-from server.access.principals import Principal, Role
+from server.access.principals import Principal
 from server.counters.calendars import calendar
 from server.credits.outcomes import Limited, Short
 from server.http.problems import Problem
@@ -86,13 +86,13 @@ class Price(NamedTuple):
     operation: str | None
 
 
-async def account_of_call(request: Request, *roles: Role) -> tuple[Principal, AccountName]:
+def account_of_call(request: Request) -> tuple[Principal, AccountName]:
     """Who charges, and the account.
 
     A backend may name any account; a user has one. An operator counts as a plain user here:
     operators may look into accounts, not charge them.
     """
-    principal = await principal_of(request, *roles)
+    principal = principal_of(request)
     account_id = path_id(request)
     if principal.is_key:
         return principal, AccountName(tenant_of_call(request, principal, account_id), account_id)

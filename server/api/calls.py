@@ -8,6 +8,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from protocol.wire.fields import describe
+from server.access.principals import PUBLIC
 from server.calls.event_body import receive_body
 from server.calls.facts import Adapter, CallInbox, EventRefusal, RefusedEventError
 from server.calls.service import Calls
@@ -52,6 +53,8 @@ ERRORS = {
 @described(
     Operation(
         tag="calls",
+        # For providers, who sign their events.
+        roles=PUBLIC,
         parameters=(_header("X-Signature", "Stream's signature of the uncompressed body."),),
         answers={200: (EventTaken,)},
         errors=ERRORS,
@@ -68,6 +71,7 @@ async def receive_stream_event(request: Request) -> Response:
 @described(
     Operation(
         tag="calls",
+        roles=PUBLIC,
         path={"provider": "`livekit`, `daily`, or `stream`."},
         parameters=(_header("Authorization", "LiveKit's token, with the body's hash."),),
         answers={200: (EventTaken,)},

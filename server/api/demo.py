@@ -19,11 +19,12 @@ from protocol.wire.errors import ErrorCode, PeerError
 from protocol.wire.fields import ID_PATTERN
 from protocol.wire.money import format_credits, parse_credits
 from server import limits as server_limits
-from server.access.principals import tenant_of
+from server.access.principals import PUBLIC, tenant_of
 from server.access.tokens import mint_token
 from server.api.accounts import view_account
 from server.http.requests import principal_of, process_of, raw_body, read_body
 from server.http.responses import answer
+from server.http.routes import Access, declared
 from server.process import Process
 from server.runtime.loopback import is_loopback
 
@@ -47,6 +48,7 @@ class TopUp(msgspec.Struct):
     amount: str
 
 
+@declared(Access(roles=PUBLIC))
 async def token(request: Request) -> Response:
     """A token for a visitor, with some credits to begin with."""
     process = process_of(request)
@@ -78,11 +80,12 @@ async def token(request: Request) -> Response:
     )
 
 
+@declared(Access(roles=("user",)))
 async def top_up(request: Request) -> Response:
     """Credits for the user of the token."""
     process = process_of(request)
     _check_near(process, request)
-    principal = await principal_of(request, "user")
+    principal = principal_of(request)
     wanted = read_body(await raw_body(request), TopUp)
     added = parse_credits(
         wanted.amount, name="amount", micros_max=server_limits.DEMO_TOP_UP_MICROS_MAX

@@ -13,6 +13,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from server import limits as server_limits
+from server.access.principals import PUBLIC
 from server.api import health, pages
 from server.http.asyncapi import asyncapi
 from server.http.openapi import Operation, described, openapi
@@ -20,7 +21,7 @@ from server.http.responses import json_response
 
 _bodies: dict[tuple[Any, ...], bytes] = {}
 
-DOCUMENT = Operation(tag="descriptions", answers={200: "application/json"})
+DOCUMENT = Operation(tag="descriptions", roles=PUBLIC, answers={200: "application/json"})
 
 
 @described(DOCUMENT)
@@ -65,15 +66,18 @@ def build(app: Starlette) -> None:
 
 
 # The modules of these routes have their descriptions; only the shape is declared here.
-STATE = Operation(tag="process", answers={200: "application/json"})
-READINESS = Operation(tag="process", answers={200: "application/json", 503: "application/json"})
+STATE = Operation(tag="process", roles=PUBLIC, answers={200: "application/json"})
+READINESS = Operation(
+    tag="process", roles=PUBLIC, answers={200: "application/json", 503: "application/json"}
+)
 described(STATE)(health.healthz)
 described(READINESS)(health.readyz)
-described(Operation(tag="process", answers={200: "text/plain"}))(health.metrics)
-described(Operation(tag="pages", answers={200: "text/html"}))(pages.index)
+described(Operation(tag="process", roles=PUBLIC, answers={200: "text/plain"}))(health.metrics)
+described(Operation(tag="pages", roles=PUBLIC, answers={200: "text/html"}))(pages.index)
 described(
     Operation(
         tag="pages",
+        roles=PUBLIC,
         path={"name": "`taximeter.js`, or its types, `taximeter.d.ts`."},
         answers={200: "text/javascript", 404: ""},
     )

@@ -107,7 +107,7 @@ async def read_estimate(request: Request) -> Response:
     with: at this price, with this free time, beside all that the account burns already. Nothing is
     reserved. A start that would be refused for another reason than a limit is refused here too.
     """
-    principal = await principal_of(request, "user", "key")
+    principal = principal_of(request)
     process, account_id = process_of(request), path_id(request)
     start = _start(request)
     if not principal.may_see_account(account_id):

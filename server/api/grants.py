@@ -16,6 +16,7 @@ from protocol.wire.errors import BadMessageError
 from protocol.wire.fields import AccountCredits, Amount, Credits, InstantAt, describe, describe_id
 from protocol.wire.money import format_credits, parse_credits
 from server import limits as server_limits
+from server.access.principals import ACTORS, READERS
 from server.api.accounts import reader_of, view_account, view_as_due
 from server.api.billing import AccountId, EntryId, Priority, Reason
 from server.credits.credit_grants import PRIORITY_DEFAULT
@@ -141,7 +142,7 @@ class GrantsAnswer(msgspec.Struct, frozen=True, kw_only=True):
 @described(
     Operation(
         tag="accounts",
-        roles=("user", "key", "ops"),
+        roles=("user", "key", *READERS),
         path={"id": "The credit account."},
         parameters=(ORG, USER),
         answers={200: (GrantsAnswer,)},
@@ -149,7 +150,7 @@ class GrantsAnswer(msgspec.Struct, frozen=True, kw_only=True):
 )
 async def read_grants(request: Request) -> Response:
     """The grants of an account with credits left, in burn order."""
-    process, account = await reader_of(request)
+    process, account = reader_of(request)
     found = await process.records.grants(*account, storage_limits.PAGE_ROWS_MAX)
     lines = [_line(grant) for grant in found]
     due = await process.ledger.allotment_due(account)
@@ -182,7 +183,7 @@ def _line(grant: GrantRow, *, due: bool = False) -> GrantLine:
 @described(
     Operation(
         tag="accounts",
-        roles=("key", "ops"),
+        roles=("key", *ACTORS),
         path={"id": "The credit account."},
         parameters=(ORG, USER, IDEMPOTENCY_KEY),
         body=GrantWanted,
@@ -202,7 +203,7 @@ async def grant_credits(request: Request) -> Response:
     credits at once. `credits` is the balance after the burn of all sessions so far.
     """
     process = process_of(request)
-    principal = await principal_of(request, "key", "ops")
+    principal = principal_of(request)
     account_id = path_id(request)
     account = AccountName(tenant_of_call(request, principal, account_id), account_id)
     raw = await raw_body(request)

@@ -61,7 +61,7 @@ async def heartbeat(request: Request) -> Response:
     lost socket, and its reconnect grace runs. A clean close, `leave` or `stop` of the same user
     ends the proof at once.
     """
-    principal = await principal_of(request, "user")
+    principal = principal_of(request)
     session_id = path_id(request)
     body = read_body(await raw_body(request), Heartbeat)
     start = None

@@ -142,7 +142,7 @@ async def open_hold(request: Request) -> Response:
     or expires. Credits that running sessions merely hold never stand in the way.
     """
     process = process_of(request)
-    principal, account = await account_of_call(request, "key")
+    principal, account = account_of_call(request)
     raw = await raw_body(request)
     wanted = read_body(raw, HoldWanted)
     check_charge(wanted, principal)
@@ -261,7 +261,7 @@ async def _asked(request: Request) -> tuple[Principal, str, str]:
 
     A hold's id contains its tenant, so a request may leave the tenant out.
     """
-    principal = await principal_of(request, "key")
+    principal = principal_of(request)
     process, hold_id = process_of(request), path_id(request)
     org_id, user_id = query_id(request, "org"), query_id(request, "user")
     if org_id is not None or user_id is not None:

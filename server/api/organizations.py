@@ -18,7 +18,7 @@ from protocol.rate_card import RateCard
 from protocol.wire.errors import BadMessageError
 from protocol.wire.fields import UserId, describe, describe_id
 from server import limits as server_limits
-from server.access.principals import tenant_of
+from server.access.principals import ACTORS, READERS, Role, tenant_of
 from server.api.usage import usage_of
 from server.counters.calendars import calendar
 from server.counters.plans import apply_member, apply_organization
@@ -121,9 +121,10 @@ MONTH = query_parameter(
     "under way where the organisation is.",
     {"type": "string", "pattern": MONTH_PATTERN},
 )
+CHANGING: tuple[Role, ...] = ("key", *ACTORS)
 OF_ORGANIZATION = Operation(
     tag="organizations",
-    roles=("key", "ops"),
+    roles=("key", "org:read", *READERS),
     path={"id": "The organisation."},
     answers={200: (OrganizationAnswer,)},
 )
@@ -134,10 +135,10 @@ OF_MEMBER = msgspec.structs.replace(
 )
 
 
-async def _asked(request: Request) -> tuple[Process, str, str]:
+def _asked(request: Request) -> tuple[Process, str, str]:
     """The process, the organisation's id and its tenant."""
-    await principal_of(request, "key", "ops")
     org_id = path_id(request)
+    principal_of(request).check_organization(org_id)
     return process_of(request), org_id, tenant_of(org_id, "")
 
 
@@ -148,7 +149,7 @@ async def _asked(request: Request) -> tuple[Process, str, str]:
 )
 async def read_organization(request: Request) -> Response:
     """An organisation's plan, and its members' joint use of a month."""
-    process, _, tenant = await _asked(request)
+    process, _, tenant = _asked(request)
     month = _month(request)
     found = await process.records.organization(tenant)
     if found is None:
@@ -157,14 +158,14 @@ async def read_organization(request: Request) -> Response:
     return await _organization(request, found, plan, month)
 
 
-@described(msgspec.structs.replace(OF_ORGANIZATION, body=OrganizationChange))
+@described(msgspec.structs.replace(OF_ORGANIZATION, roles=CHANGING, body=OrganizationChange))
 async def put_organization(request: Request) -> Response:
     """Makes or changes an organisation.
 
     A new limit reaches live sessions at once. A missing field stays as it is, or takes its default:
     no limit, UTC, the tier `free`, no overage.
     """
-    process, org_id, tenant = await _asked(request)
+    process, org_id, tenant = _asked(request)
     change = read_body(await raw_body(request), OrganizationChange)
     _check_timezone(change.timezone)
     _check_tier(change.tier, process.rates)
@@ -192,7 +193,7 @@ async def put_organization(request: Request) -> Response:
 )
 async def read_member(request: Request) -> Response:
     """A member's own limit, and the use of a month."""
-    process, org_id, tenant = await _asked(request)
+    process, org_id, tenant = _asked(request)
     user_id = path_id(request, "user")
     month = _month(request)
     row = await process.records.member(tenant, user_id)
@@ -201,13 +202,13 @@ async def read_member(request: Request) -> Response:
     return await _member(request, org_id, row, month)
 
 
-@described(msgspec.structs.replace(OF_MEMBER, body=MemberChange))
+@described(msgspec.structs.replace(OF_MEMBER, roles=CHANGING, body=MemberChange))
 async def put_member(request: Request) -> Response:
     """Makes or changes a member.
 
     A new limit reaches live sessions at once.
     """
-    process, org_id, tenant = await _asked(request)
+    process, org_id, tenant = _asked(request)
     user_id = path_id(request, "user")
     change = read_body(await raw_body(request), MemberChange)
     row = await process.records.put_member(

@@ -6,11 +6,12 @@ from pathlib import Path
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
-from starlette.routing import Mount, Route
+from starlette.routing import Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
 from server.http.problems import Problem
+from server.http.routes import PublicMount
 
 ROOT = Path(__file__).parents[2]
 PAGES = ROOT / "server" / "pages"
@@ -52,5 +53,5 @@ async def client(request: Request) -> Response:
 ROUTES = [
     Route("/", index),
     Route("/client/{name}", client),
-    Mount("/pages", PageFiles(directory=PAGES)),
+    PublicMount("/pages", PageFiles(directory=PAGES)),
 ]

@@ -29,7 +29,7 @@ from server.access.principals import tenant_of
 from server.gateway import preparations
 from server.http.openapi import ORG, Operation, described
 from server.http.problems import Problem
-from server.http.requests import principal_of, process_of, query_id, raw_body, read_body
+from server.http.requests import process_of, query_id, raw_body, read_body
 from server.http.responses import answer
 from storage.rows.sessions import SessionPrepared
 
@@ -122,7 +122,6 @@ async def prepare(request: Request) -> Response:
     `expires_at` it cannot be started, but can be prepared again.
     """
     process = process_of(request)
-    await principal_of(request, "key")
     org_id = query_id(request, "org")
     body = read_body(await raw_body(request), Preparation)
     check_metadata(body.metadata)

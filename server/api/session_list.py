@@ -29,7 +29,7 @@ from protocol.wire.fields import (
 )
 from protocol.wire.money import format_credits
 from server import limits as server_limits
-from server.access.principals import Principal
+from server.access.principals import READERS, Principal
 from server.calls.receipts import receipts_of
 from server.http.openapi import CURSOR, LIMIT, ORG, Operation, described, query_parameter
 from server.http.paging import cursor_of, cursor_values, page_rows
@@ -99,7 +99,7 @@ FILTERS = (
 @described(
     Operation(
         tag="sessions",
-        roles=("user", "key", "ops"),
+        roles=("user", "key", "org:read", *READERS),
         parameters=(ORG, *FILTERS, CURSOR, {**LIMIT, "schema": _ROWS}),
         answers={200: (SessionPage,)},
     )
@@ -111,7 +111,7 @@ async def list_sessions(request: Request) -> Response:
     moment after it began. What lives shows its figures of this instant. The order is by the
     beginning, so pages neither repeat nor skip a session when new ones begin meanwhile.
     """
-    principal = await principal_of(request, "user", "key", "ops")
+    principal = principal_of(request)
     process = process_of(request)
     tenant = tenant_of_call(request, principal)
     wanted = _filter(request, principal)
@@ -140,13 +140,13 @@ async def list_sessions(request: Request) -> Response:
 
 
 def _is_user(principal: Principal) -> bool:
-    return not (principal.is_key or principal.is_operator)
+    return not principal.reaches_all
 
 
 def _filter(request: Request, principal: Principal) -> SessionFilter:
     """The filters of a request; raises ``bad_message`` for a malformed one."""
     wanted = SessionFilter(
-        user_id=principal.user_id if _is_user(principal) else query_id(request, "user"),
+        user_id=query_id(request, "user") if principal.reaches_members else principal.user_id,
         counterpart_id=query_id(request, "counterpart"),
         kind=query_id(request, "kind"),
         from_at=_instant(request, "from"),

@@ -27,7 +27,7 @@ from protocol.wire.errors import (
 from protocol.wire.fields import Credits, SessionId, describe
 from protocol.wire.money import format_credits
 from server import limits as server_limits
-from server.access.principals import Principal
+from server.access.principals import ACTORS, READERS, Principal
 from server.api.accounts import view_account
 from server.api.usage import usage_of
 from server.calls.receipts import receipt_of
@@ -44,7 +44,7 @@ from storage.redis.live import FoundSession
 
 OF_SESSION = Operation(
     tag="sessions",
-    roles=("user", "key", "ops"),
+    roles=("user", "key", "org:read", *READERS),
     path={"id": "The session."},
     parameters=(ORG, USER),
     answers={200: (messages.Session, messages.Receipt)},
@@ -52,9 +52,9 @@ OF_SESSION = Operation(
 )
 
 
-async def _asked(request: Request) -> tuple[Process, Principal, str, str]:
+def _asked(request: Request) -> tuple[Process, Principal, str, str]:
     """The process, the sender, and the tenant and session of the request."""
-    principal = await principal_of(request, "user", "key", "ops")
+    principal = principal_of(request)
     session_id = path_id(request)
     tenant = tenant_of_call(request, principal)
     return process_of(request), principal, tenant, session_id
@@ -63,7 +63,7 @@ async def _asked(request: Request) -> tuple[Process, Principal, str, str]:
 @described(OF_SESSION)
 async def read_session(request: Request) -> Response:
     """A session: its live snapshot, or its receipt after the end."""
-    process, principal, tenant, session_id = await _asked(request)
+    process, principal, tenant, session_id = _asked(request)
     local = process.registry.local_sessions.get(session_key(tenant, session_id))
     # A local session without sockets gets no steps of other processes, so it may be out of date.
     if local is not None and local.meter.sockets and local.meter.session.standing.version:
@@ -102,7 +102,7 @@ async def read_minutes(request: Request) -> Response:
 
     They include those that Postgres has, and those on their way there.
     """
-    process, principal, tenant, session_id = await _asked(request)
+    process, principal, tenant, session_id = _asked(request)
     found = await process.live.attach(tenant, session_id, read_only=True)
     if found is not None:
         _check_visible(principal, found.session.identity.user_id)
@@ -131,20 +131,24 @@ async def read_minutes(request: Request) -> Response:
     return answer(RecordedMinutes(session_id=session_id, minutes=rows), headers=NOT_KEPT)
 
 
-@described(msgspec.structs.replace(OF_SESSION, answers={200: (messages.Receipt,)}))
+@described(
+    msgspec.structs.replace(
+        OF_SESSION, roles=("user", "key", *ACTORS), answers={200: (messages.Receipt,)}
+    )
+)
 async def stop_session(request: Request) -> Response:
     """Ends a session, and answers its receipt.
 
     For a session that has ended, the answer is its receipt too. The reason is `operator` for a
     token with the scope `ops`, else `client`.
     """
-    process, principal, tenant, session_id = await _asked(request)
+    process, principal, tenant, session_id = _asked(request)
     found = await process.live.attach(tenant, session_id, read_only=True)
     if found is None:
         return answer(await _recorded(process, principal, tenant, session_id))
     _check_visible(principal, found.session.identity.user_id)
     if found.session.standing.phase is not Phase.ENDED:
-        await _stop(process, found, "operator" if principal.is_operator else "client")
+        await _stop(process, found, "operator" if principal.acts else "client")
         found = await process.live.attach(tenant, session_id, read_only=True)
     if found is None or found.session.standing.phase is not Phase.ENDED:
         raise ServiceError("the session has not ended yet; it will when its store answers")

@@ -70,7 +70,7 @@ async def spend(request: Request) -> Response:
     records a failed operation, which costs nothing; a user cannot.
     """
     process = process_of(request)
-    principal, account = await account_of_call(request, "user", "key")
+    principal, account = account_of_call(request)
     raw = await raw_body(request)
     charge = read_body(raw, Charge)
     check_charge(charge, principal)
@@ -151,7 +151,7 @@ class CanPerformAnswer(msgspec.Struct, frozen=True, kw_only=True):
 async def can_perform(request: Request) -> Response:
     """Whether an operation could be done now, and if not, why."""
     process = process_of(request)
-    _, account = await account_of_call(request, "user", "key")
+    _, account = account_of_call(request)
     asked = read_body(await raw_body(request), Question)
     operation_micros(process, asked.operation)
     found = await process.ledger.can_perform(account, asked.operation)

@@ -80,7 +80,7 @@ async def user_statistics(request: Request) -> Response:
 
     They are of this month and of all time.
     """
-    subject = await asked_for(request)
+    subject = asked_for(request)
     use = await months_of(request).use(subject.tenant, subject.user_id)
     usage, first = usage_of(request), use.month.first
     user = (subject.tenant, subject.user_id)
@@ -186,7 +186,7 @@ async def credit_statistics(request: Request) -> Response:
     Periods are the day, the week and the month. Days begin in the organisation's time zone, weeks
     on Monday. Every period includes what live sessions have burnt and the ledger does not have yet.
     """
-    process, subject = process_of(request), await asked_for(request)
+    process, subject = process_of(request), asked_for(request)
     now_ms = process.clock.now()
     zone = calendar("UTC")
     if subject.org_id is not None:

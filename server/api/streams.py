@@ -17,7 +17,7 @@ from server.access.principals import Principal
 from server.gateway.streams import Streams, UnknownStreamError
 from server.http.openapi import Operation, described
 from server.http.problems import Problem
-from server.http.requests import bearer_of, path_id, principal_of, process_of, raw_body, sender_of
+from server.http.requests import bearer_of, path_id, principal_of, raw_body
 
 SPACE = " \t\r\n"
 """White space around a value, as JSON has it."""
@@ -72,7 +72,7 @@ async def stream(request: Request) -> Response:
     socket is an event without a name, whose data is the message's JSON; `welcome` is the first.
     Answer each `ping` event at once. The last event is `close`, with a close code of the socket.
     """
-    principal = await principal_of(request, "user")
+    principal = principal_of(request)
     if request.method == "HEAD":
         return Response(media_type=EVENT_STREAM)
     bearer = bearer_of(request.headers)
@@ -85,6 +85,7 @@ async def stream(request: Request) -> Response:
     Operation(
         tag="streams",
         roles=("user",),
+        budget="posts",
         path={"id": "The stream, as its `open` event said."},
         body=Body,
         answers={202: ""},
@@ -98,9 +99,7 @@ async def stream_requests(request: Request) -> Response:
     the message `pong`, which answers a `ping` event. The token is the stream's user's. Any process
     takes the request.
     """
-    sender = await sender_of(request)
-    sender.require("user")
-    process_of(request).posts.check(sender)
+    sender = principal_of(request)
     stream_id = path_id(request)
     texts = messages_in(await raw_body(request, limits.MESSAGE_BYTES_MAX))
     try:

@@ -24,9 +24,16 @@ from server.api.accounts import view_as_due
 from server.api.heartbeats import heartbeats_of
 from server.api.usage import usage_of
 from server.http.openapi import ORG, USER, Operation, described
-from server.http.requests import path_id, process_of, raw_body, read_body, tenant_of_call
+from server.http.requests import (
+    path_id,
+    principal_of,
+    process_of,
+    raw_body,
+    read_body,
+    tenant_of_call,
+)
 from server.http.responses import answer
-from server.http.subjects import NOT_KEPT, application_of
+from server.http.subjects import NOT_KEPT
 from server.process import Process
 from storage.postgres.usage import Usage
 from storage.redis.spending import AccountName
@@ -64,6 +71,7 @@ class _Time(msgspec.Struct, frozen=True):
     Operation(
         tag="time tracking",
         roles=("user", "key"),
+        excludes_operators=True,
         path={"chat_id": "The chat: the session's id."},
         parameters=(ORG, USER),
         answers={200: (TimeAnswer,)},
@@ -74,7 +82,7 @@ async def read_time(request: Request) -> Response:
 
     A chat without a record has a time of zero and the state `none`; so has another user's chat.
     """
-    principal = await application_of(request, "user", "key")
+    principal = principal_of(request)
     chat_id = path_id(request, "chat_id")
     tenant = tenant_of_call(request, principal)
     return await _answer(request, principal, tenant, chat_id)
@@ -191,6 +199,7 @@ class ChatHeartbeat(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     Operation(
         tag="time tracking",
         roles=("user",),
+        excludes_operators=True,
         path={"chat_id": "The chat: the session's id."},
         body=ChatHeartbeat,
         answers={200: (TimeAnswer,)},
@@ -203,7 +212,7 @@ async def send_heartbeat(request: Request) -> Response:
     This is `POST /v1/sessions/{id}/heartbeat` under its old name. A chat that does not exist, or
     has ended, is no error here either: the call does nothing, and the state says so.
     """
-    principal = await application_of(request, "user")
+    principal = principal_of(request)
     chat_id = path_id(request, "chat_id")
     wanted = read_body(await raw_body(request), ChatHeartbeat)
     start = None

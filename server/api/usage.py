@@ -20,14 +20,13 @@ from protocol.wire.errors import BadMessageError, ErrorCode, PeerError
 from protocol.wire.fields import SessionId, describe, describe_id
 from server.counters.projections import Month, Projection, hours, project
 from server.http.openapi import ORG, Operation, described, query_parameter
-from server.http.requests import process_of, raw_body, read_body
+from server.http.requests import principal_of, process_of, raw_body, read_body
 from server.http.responses import answer
 from server.http.subjects import (
     ACCOUNT,
     NOT_KEPT,
     USER,
     Subject,
-    application_of,
     asked_for,
     subject_of,
 )
@@ -40,7 +39,9 @@ from storage.rows.months import UsageLimit
 DAILY = query_parameter(
     "daily", "Whether the month's days are wanted too.", {"type": "boolean", "default": False}
 )
-READING = Operation(tag="usage", roles=("user", "key"), parameters=(ORG, USER))
+READING = Operation(
+    tag="usage", roles=("user", "key"), excludes_operators=True, parameters=(ORG, USER)
+)
 KIND_DEFAULT = "recording"
 """The kind of what existing applications record, because their requests name none."""
 
@@ -97,7 +98,7 @@ async def check_limit(request: Request) -> Response:
     The more restrictive of the member's and the organisation's month decides. Minutes of live
     sessions are included, recorded or not.
     """
-    subject = await asked_for(request)
+    subject = asked_for(request)
     use = await months_of(request).use(subject.tenant, subject.user_id)
     return answer(LimitAnswer(**_limit(use.limit)), headers=NOT_KEPT)
 
@@ -151,7 +152,7 @@ class MonthAnswer(LimitAnswer, frozen=True, kw_only=True, omit_defaults=True):
 )
 async def current_month(request: Request) -> Response:
     """A user's month: totals, rest, forecast, and days on request."""
-    subject = await asked_for(request)
+    subject = asked_for(request)
     daily = _flag(request, "daily")
     use = await months_of(request).use(subject.tenant, subject.user_id)
     first = use.month.first
@@ -242,6 +243,7 @@ class MinuteTaken(LimitAnswer, frozen=True, kw_only=True):
     Operation(
         tag="usage",
         roles=("user", "key"),
+        excludes_operators=True,
         parameters=(ORG, USER, ACCOUNT),
         body=MinuteReported,
         answers={200: (MinuteTaken,)},
@@ -260,7 +262,7 @@ async def track_minute(request: Request) -> Response:
     minute for which the month has no room is refused with `limit_reached`.
     """
     process = process_of(request)
-    principal = await application_of(request, "user", "key")
+    principal = principal_of(request)
     subject = subject_of(request, principal)
     wanted = read_body(await raw_body(request), MinuteReported)
     if not principal.is_key and not principal.may_start(wanted.session_id):

@@ -29,6 +29,7 @@ from server.access.rate_limits import TokenBucket
 from server.counters.accounts import Account
 from server.counters.member_months import Member
 from server.gateway.account_messages import credit, welcome
+from server.gateway.message_roles import MESSAGE_ROLES
 from server.gateway.session_start import join_or_start
 from server.process import Process
 from server.runtime.isolation import failed, isolated
@@ -275,22 +276,24 @@ class Connection:
             self._refuse(error, request.id)
 
     async def _carry_out(self, request: messages.Request) -> None:
+        if isinstance(request, messages.Auth):
+            await self._authenticate(request)
+            return
+        if self.principal is None:
+            raise PeerError(
+                ErrorCode.UNAUTHENTICATED, "the first message must be auth, with a token"
+            )
+        principal = self.principal.admitted(*MESSAGE_ROLES[type(request)])
         match request:
-            case messages.Auth():
-                await self._authenticate(request)
-            case _ if self.principal is None:
-                raise PeerError(
-                    ErrorCode.UNAUTHENTICATED, "the first message must be auth, with a token"
-                )
             case messages.Ping():
                 now_ms = self.process.clock.now()
                 self._say(messages.Pong(id=request.id, server_time_at=now_ms))
             case messages.Refresh():
                 await self._refresh(request)
             case messages.Start():
-                await self._start(self.principal, request)
+                await self._start(principal, request)
             case messages.Watch():
-                await self._watch(self.principal, request)
+                await self._watch(principal, request)
             case messages.Pause():
                 self._request(request, Event.PAUSE)
             case messages.Resume():

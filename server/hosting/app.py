@@ -51,6 +51,7 @@ from server.http.idempotency import KEY_HEADER, REPLAYED_HEADER, forget_old_keys
 from server.http.middleware import RequestObserver
 from server.http.problems import Problem
 from server.http.requests import bearer_of
+from server.http.routes import gated
 from server.process import Process
 from server.runtime.origins import Origins, reached
 from server.transport.push import EXTENSION, PEER, PushSocket
@@ -215,7 +216,10 @@ def _middleware(process: Process) -> list[Middleware]:
 
 
 def create_app(process: Process, routes: list[BaseRoute] | None = None) -> Starlette:
-    """The ASGI application of a process, which it starts and stops."""
+    """The ASGI application of a process, which it starts and stops.
+
+    Raises ``UndeclaredRouteError`` for a route that does not say who may call it.
+    """
     providers = CallProviders(process.settings, process.clock.now)
 
     @contextlib.asynccontextmanager
@@ -259,7 +263,7 @@ def create_app(process: Process, routes: list[BaseRoute] | None = None) -> Starl
         all_routes += demo.ROUTES
     all_routes += pages.ROUTES
     app = Application(
-        routes=all_routes,
+        routes=gated(all_routes),
         lifespan=lifespan,
         exception_handlers={HTTPException: failed},
         middleware=_middleware(process),

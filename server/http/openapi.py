@@ -8,7 +8,7 @@ document stays correct.
 import inspect
 import re
 from collections.abc import Callable, Iterable
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -20,6 +20,7 @@ from server import limits as server_limits
 from server.access.principals import Role
 from server.http.idempotency import KEY_HEADER, REPLAYED_HEADER
 from server.http.requests import Endpoint, may_be_empty
+from server.http.routes import Access, AnyEndpoint, declared
 from storage import limits as storage_limits
 
 VERSION = "1"
@@ -27,8 +28,6 @@ VERSION = "1"
 TITLE = "Taximeter"
 LICENSE = {"name": "Apache-2.0", "url": "https://www.apache.org/licenses/LICENSE-2.0"}
 REFERENCE = "#/components/schemas/{name}"
-
-AnyEndpoint = TypeVar("AnyEndpoint", bound=Endpoint)
 
 
 class ProblemDocument(msgspec.Struct, frozen=True):
@@ -110,6 +109,19 @@ ROLES: dict[Role, dict[str, Any]] = {
         "description": "A user's token; it reaches that user's data alone.",
     },
     "key": {"type": "http", "scheme": "bearer", "description": "An API key of a backend."},
+    "org:read": {
+        "type": "http",
+        "scheme": "bearer",
+        "bearerFormat": "JWT",
+        "description": "A token with the scope `org:read`: an organisation's administrator's. It "
+        "reads that organisation's data alone.",
+    },
+    "ops:read": {
+        "type": "http",
+        "scheme": "bearer",
+        "bearerFormat": "JWT",
+        "description": "A token with the scope `ops:read`: an operator's who reads only.",
+    },
     "ops": {
         "type": "http",
         "scheme": "bearer",
@@ -144,8 +156,12 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     """The part of a description that code and docstring lack."""
 
     tag: str
-    roles: tuple[Role, ...] = ()
-    """The roles that may call it, as PROTOCOL's column *who*; empty: all."""
+    roles: tuple[Role, ...]
+    """The roles that may call it, as PROTOCOL's column *who*; ``PUBLIC``: everyone."""
+    budget: Literal["requests", "posts"] = "requests"
+    """What the requests of a user count against, as in ``routes.Access``."""
+    excludes_operators: bool = False
+    """A path of an existing application, as in ``routes.Access``."""
     path: dict[str, str] = {}
     """Descriptions of the ids in the path."""
     parameters: tuple[dict[str, Any], ...] = ()
@@ -164,12 +180,20 @@ _OPERATIONS: dict[Endpoint, Operation] = {}
 
 
 def described(operation: Operation) -> Callable[[AnyEndpoint], AnyEndpoint]:
-    """Describes an endpoint by ``operation``; its docstring has the words."""
+    """Describes an endpoint by ``operation``, and declares who may call it.
+
+    The endpoint's docstring has the words.
+    """
+    access = Access(
+        roles=operation.roles,
+        budget=operation.budget,
+        excludes_operators=operation.excludes_operators,
+    )
 
     def describe_endpoint(endpoint: AnyEndpoint) -> AnyEndpoint:
         assert inspect.getdoc(endpoint), endpoint
         _OPERATIONS[endpoint] = operation
-        return endpoint
+        return declared(access)(endpoint)
 
     return describe_endpoint
 
@@ -208,8 +232,16 @@ def openapi(routes: Iterable[BaseRoute]) -> dict[str, Any]:
         },
         "servers": [{"url": "/"}],
         "paths": paths,
-        "components": {"schemas": schemas, "securitySchemes": ROLES},
+        "components": {
+            "schemas": schemas,
+            "securitySchemes": {_scheme(role): scheme for role, scheme in ROLES.items()},
+        },
     }
+
+
+def _scheme(role: Role) -> str:
+    """The name of a role's security scheme, without its colon."""
+    return role.replace(":", "_")
 
 
 def _types_of(operation: Operation) -> list[type]:
@@ -240,7 +272,7 @@ def _path_operation(
             *operation.parameters,
         ],
         "responses": _responses(operation, reference_of),
-        "security": [{role: []} for role in operation.roles],
+        "security": [{_scheme(role): []} for role in operation.roles],
     }
     if operation.body is not None:
         schema = {**reference_of[operation.body], **operation.body_rule}

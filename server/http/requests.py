@@ -4,7 +4,7 @@ Bodies are read strictly, by the same reader as the socket's messages.
 """
 
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import msgspec
 from starlette.requests import Request
@@ -15,7 +15,7 @@ from protocol.wire.errors import BadMessageError, ErrorCode, PeerError
 from protocol.wire.fields import ID_TEXT, is_id
 from server import limits as server_limits
 from server.access.bad_guesses import TooManyGuessesError
-from server.access.principals import Principal, Role
+from server.access.principals import Principal
 from server.http.problems import Problem
 from server.process import Process
 
@@ -40,15 +40,13 @@ def bearer_of(headers: Any) -> str | None:
     return token.strip() if scheme.lower() == "bearer" and token else None
 
 
-async def principal_of(request: Request, *roles: Role) -> Principal:
-    """The sender; raises ``unauthenticated``, or ``forbidden`` without one of ``roles``.
+PRINCIPAL: Final = "taximeter.principal"
+"""The key of a scope under which the gate of a route leaves the sender."""
 
-    A user over the rate of requests gets ``rate_limited``.
-    """
-    principal = await sender_of(request)
-    process_of(request).requests.check(principal)
-    if roles:
-        principal.require(*roles)
+
+def principal_of(request: Request) -> Principal:
+    """The sender, admitted in a role that the route declares; see ``routes.py``."""
+    principal: Principal = request.scope[PRINCIPAL]
     return principal
 
 
@@ -83,10 +81,10 @@ def tenant_of_call(request: Request, principal: Principal, owner_id: str | None 
     path names the user.
     """
     org_id, user_id = query_id(request, "org"), query_id(request, "user")
-    if principal.is_key or principal.is_operator:
+    if principal.reaches_all:
         if org_id is None and user_id is None and owner_id is None:
             raise BadMessageError("org: name the organisation, or the user who has none (user)")
-    elif user_id not in (None, principal.user_id):
+    elif not principal.reaches_members and user_id not in (None, principal.user_id):
         raise PeerError(ErrorCode.FORBIDDEN, "a user's token reaches that user's data alone")
     return principal.tenant_for(org_id, user_id or owner_id or "")
 

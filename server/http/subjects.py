@@ -7,7 +7,7 @@ import msgspec
 from starlette.requests import Request
 
 from protocol.wire.errors import BadMessageError, ErrorCode, PeerError
-from server.access.principals import Principal, Role, tenant_of
+from server.access.principals import Principal, tenant_of
 from server.http.openapi import query_parameter
 from server.http.requests import principal_of, query_id, tenant_of_call
 
@@ -55,17 +55,6 @@ def subject_of(request: Request, principal: Principal) -> Subject:
     )
 
 
-async def asked_for(request: Request) -> Subject:
+def asked_for(request: Request) -> Subject:
     """The subject of a user's or a backend's request."""
-    return subject_of(request, await application_of(request, "user", "key"))
-
-
-async def application_of(request: Request, *roles: Role) -> Principal:
-    """The sender of a call at an existing application's path.
-
-    Every such call begins with this. Raises ``unauthenticated``, or ``forbidden`` for an operator,
-    or without one of ``roles``.
-    """
-    principal = await principal_of(request, *roles)
-    principal.refuse_operator()
-    return principal
+    return subject_of(request, principal_of(request))

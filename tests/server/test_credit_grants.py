@@ -13,9 +13,9 @@ from tests.fixtures.database import Connection
 from tests.fixtures.server import API_KEY, StartServer, TestServer
 from tests.server.api import ask, balance
 from tests.server.charging import CARD, card, post, spend
+from tests.server.route_examples import EXAMPLES
 from tests.server.test_api_packages import TEAM, put_tier
 from tests.server.test_api_spends import audited
-from tests.server.test_every_route import EXAMPLES
 
 TIERS = """
 [tiers.business]

@@ -19,119 +19,16 @@ from server.http.openapi import operation_of
 from tests.fixtures.server import API_KEY, StartServer, TestServer
 from tests.fixtures.stream_client import StreamClient, StreamRefusedError
 from tests.server.api import ask, assert_problem
-
-OWN = "?org=acme&user=ann"
-"""The user whom calls of backends and operators concern; a user may name themselves."""
-MARKS = ("77.125", "ann's secret", "ann.s-advisor", "4242.5", '"minutes_limit":254550')
-CHAT, KEY = "chat-1", "ann's key"
-CALL = "/v1/calls/ann.s-advisor?provider=stream"
-ALL = ("user", "key", "ops")
-BOTH = ("user", "key")
-
-
-class Example(NamedTuple):
-    """A call about ann's data, and the roles that may make it.
-
-    PROTOCOL has the roles in its column *who*.
-    """
-
-    path: str
-    who: tuple[str, ...] = ()
-    body: dict[str, Any] | None = None
-    status: int = 200
-    shows: bool = False
-    """The answer to a permitted caller contains one of her marks."""
-
-
-EXAMPLES = {
-    "GET /healthz": Example("/healthz"),
-    "GET /readyz": Example("/readyz"),
-    "GET /metrics": Example("/metrics"),
-    "GET /openapi.json": Example("/openapi.json"),
-    "GET /asyncapi.json": Example("/asyncapi.json"),
-    "GET /": Example("/"),
-    "GET /client/{name}": Example("/client/taximeter.js"),
-    "MOUNT /pages": Example("/pages/style.css"),
-    # Only in development: the demonstration page gives a token to every visitor.
-    "POST /demo/token": Example("/demo/token", body={"user_id": "visitor-1"}),
-    "POST /demo/top-up": Example("/demo/top-up", ("user",), {"amount": "1"}),
-    "GET /v1/accounts/{id}": Example(f"/v1/accounts/ann{OWN}", ALL, shows=True),
-    "GET /v1/accounts/{id}/estimate": Example(
-        f"/v1/accounts/ann/estimate{OWN}&kind=chat", ("user", "key"), shows=True
-    ),
-    "GET /v1/accounts/{id}/ledger": Example(f"/v1/accounts/ann/ledger{OWN}", ALL, shows=True),
-    "GET /v1/accounts/{id}/grants": Example(f"/v1/accounts/ann/grants{OWN}", ALL, shows=True),
-    "POST /v1/accounts/{id}/grants": Example(
-        f"/v1/accounts/ann/grants{OWN}", ("key", "ops"), {"amount": "1", "reason": "more"}, 201
-    ),
-    "POST /v1/accounts/{id}/spend": Example(
-        f"/v1/accounts/ann/spend{OWN}", ("user", "key"), {"operation": "script_generation"}, 201
-    ),
-    "POST /v1/accounts/{id}/can-perform": Example(
-        f"/v1/accounts/ann/can-perform{OWN}", ("user", "key"), {"operation": "script_generation"}
-    ),
-    "POST /v1/accounts/{id}/holds": Example(
-        f"/v1/accounts/ann/holds{OWN}", ("key",), {"amount": "1", "ttl_ms": 60_000}, 201
-    ),
-    "GET /v1/holds/{id}": Example("/v1/holds/{hold}?org=acme", ("key",), shows=True),
-    "POST /v1/holds/{id}/post": Example(
-        "/v1/holds/{hold}/post?org=acme", ("key",), {"amount": "0.125"}
-    ),
-    "POST /v1/holds/{id}/void": Example("/v1/holds/{second}/void?org=acme", ("key",), {}),
-    "POST /v1/sessions": Example(
-        "/v1/sessions?org=acme",
-        ("key",),
-        {"session_id": "chat-2", "kind": "chat", "user_id": "ann"},
-        201,
-    ),
-    "GET /v1/sessions": Example(f"/v1/sessions{OWN}", ALL, shows=True),
-    "GET /v1/sessions/{id}": Example(f"/v1/sessions/{CHAT}{OWN}", ALL, shows=True),
-    "POST /v1/sessions/{id}/heartbeat": Example(f"/v1/sessions/{CHAT}/heartbeat", ("user",), {}),
-    "GET /v1/stream": Example("/v1/stream", ("user",)),
-    "POST /v1/stream/{id}": Example("/v1/stream/{stream}", ("user",), {"type": "pong"}, 202),
-    "GET /v1/sessions/{id}/minutes": Example(f"/v1/sessions/{CHAT}/minutes{OWN}", ALL),
-    "POST /v1/sessions/{id}/stop": Example(f"/v1/sessions/{CHAT}/stop{OWN}", ALL, shows=True),
-    "GET /v1/orgs/{id}": Example("/v1/orgs/acme", ("key", "ops")),
-    "PUT /v1/orgs/{id}": Example("/v1/orgs/acme", ("key", "ops"), {}),
-    "GET /v1/orgs/{id}/members/{user}": Example(
-        "/v1/orgs/acme/members/ann", ("key", "ops"), shows=True
-    ),
-    "PUT /v1/orgs/{id}/members/{user}": Example(
-        "/v1/orgs/acme/members/ann", ("key", "ops"), {}, shows=True
-    ),
-    "POST /v1/orgs/{id}/members/{user}/adjustments": Example(
-        "/v1/orgs/acme/members/ann/adjustments", ("ops",), {"minutes": 1, "reason": "wrong"}, 201
-    ),
-    "GET /v1/ops/reports/calls.csv": Example(
-        "/v1/ops/reports/calls.csv?from=2026-01-01&to=2099-12-31&org=acme", ("ops",)
-    ),
-    "GET /v1/ops/reports/usage.csv": Example(
-        "/v1/ops/reports/usage.csv?from=2026-01-01&to=2099-12-31&org=acme", ("ops",)
-    ),
-    "PUT /v1/calls/{id}": Example(f"{CALL}&org=acme", ("key", "ops"), {}, shows=True),
-    "GET /v1/calls/{id}": Example(CALL, ("key", "ops"), shows=True),
-    "GET /v1/calls": Example("/v1/calls", ("key", "ops")),
-    "GET /api/usage/check-limit": Example(f"/api/usage/check-limit{OWN}", BOTH, shows=True),
-    "POST /api/usage/track-minute": Example(
-        f"/api/usage/track-minute{OWN}",
-        ("user", "key"),
-        {"session_id": "rec-2", "seconds_recorded": 60, "minute_timestamp": 0},
-    ),
-    "GET /api/usage/current-month": Example(f"/api/usage/current-month{OWN}", BOTH, shows=True),
-    "GET /api/users/stats-v2": Example(f"/api/users/stats-v2{OWN}", BOTH, shows=True),
-    "GET /api/usage/stats": Example(f"/api/usage/stats{OWN}&account=ann", BOTH, shows=True),
-    "GET /api/time-tracking/{chat_id}": Example(f"/api/time-tracking/{CHAT}{OWN}", BOTH),
-    # For providers alone, who sign their events; none is set up here.
-    "POST /api/webhooks/stream-call-events": Example(
-        "/api/webhooks/stream-call-events", body={"type": "call.ended"}, status=404
-    ),
-    "POST /v1/calls/events/{provider}": Example(
-        "/v1/calls/events/livekit", body={"event": "room_finished"}, status=404
-    ),
-    "POST /api/time-tracking/{chat_id}/heartbeat": Example(
-        f"/api/time-tracking/{CHAT}/heartbeat", ("user",), {}
-    ),
-}
+from tests.server.route_examples import (
+    CALL,
+    CHAT,
+    EXAMPLES,
+    KEY,
+    MARKS,
+    OWN,
+    READERS,
+    ROLES,
+)
 
 
 class RouteTargets(NamedTuple):
@@ -141,9 +38,15 @@ class RouteTargets(NamedTuple):
     holds: dict[str, str]
 
     def rightful(self, role: str) -> str:
-        """The bearer that ann, her backend or her operator shows."""
-        operator = self.server.token("olga", org="acme", scope="ops")
-        return {"user": self.server.token("ann", org="acme"), "key": API_KEY, "ops": operator}[role]
+        """The bearer of ann, her backend, her administrator, or an operator."""
+        token = self.server.token
+        return {
+            "user": token("ann", org="acme"),
+            "key": API_KEY,
+            "org:read": token("adam", org="acme", scope="org:read"),
+            "ops:read": token("rita", org="acme", scope="ops:read"),
+            "ops": token("olga", org="acme", scope="ops"),
+        }[role]
 
     def strangers(self) -> dict[str, str]:
         """Good tokens of users who are not ann of acme."""
@@ -153,6 +56,11 @@ class RouteTargets(NamedTuple):
             "a namesake in another organisation": token("ann", org="other"),
             "a namesake without an organisation": token("ann"),
             "somebody else": token("eve", org="other", account="eve", sessions=[CHAT]),
+            "an administrator of another organisation": token("ann", org="other", scope="org:read"),
+            "an administrator without an organisation": token("ann", scope="org:read"),
+            "a bearer of unknown scopes": token(
+                "eve", org="other", scope="ops:write ops.read OPS org:ops read admin"
+            ),
         }
 
     async def call(
@@ -291,7 +199,12 @@ async def test_without_a_good_token_nobody_gets_in(scene: RouteTargets) -> None:
     past_ms = server.process.clock.now() - 7_200_000
     expired = {
         role: mint_token(settings, sub, org="acme", scope=scope, ttl_seconds=60, now_ms=past_ms)
-        for role, sub, scope in (("user", "ann", None), ("ops", "olga", "ops"))
+        for role, sub, scope in (
+            ("user", "ann", None),
+            ("administrator", "adam", "org:read"),
+            ("reader", "rita", "ops:read"),
+            ("operator", "olga", "ops"),
+        )
     }
     before = await scene.possessions()
     for name, example in EXAMPLES.items():
@@ -312,9 +225,10 @@ async def test_who_may_not_is_refused_whatever_else_they_may(scene: RouteTargets
     for name, example in EXAMPLES.items():
         # An operator also has a user's token, and may do with their own data what users may. The
         # paths of existing applications are not for operators.
-        is_own = "user" in example.who and not example.path.startswith("/api/")
-        may = {*example.who} | ({"ops"} if is_own else set())
-        for role in ("user", "key", "ops"):
+        may = {*example.who}
+        if "user" in example.who:
+            may |= {"org:read"} if example.path.startswith("/api/") else {"org:read", *READERS}
+        for role in ROLES:
             if example.who and role not in may:
                 for named in (True, False):
                     response = await scene.call(name, scene.rightful(role), named=named)
@@ -341,6 +255,42 @@ async def test_a_users_token_reaches_nothing_of_another_user(scene: RouteTargets
     assert await scene.possessions() == before
 
 
+@pytest.mark.parametrize("role", ["org:read", "ops:read"])
+async def test_who_may_only_read_changes_nothing_of_others(scene: RouteTargets, role: str) -> None:
+    """Neither as a reader, nor as the user whom a token names."""
+    before = await scene.possessions()
+    for name, example in EXAMPLES.items():
+        if name.startswith(("GET ", "MOUNT ")) or not example.who:
+            continue
+        for named in (True, False):
+            response = await scene.call(name, scene.rightful(role), named=named)
+            assert_no_leak(name, role, response)
+            if "user" not in example.who:
+                assert_problem(response, 403, "forbidden")
+            elif named and "?" in example.path:
+                assert response.status_code in (403, 404), (name, response.text)
+    assert await scene.possessions() == before
+
+
+async def test_an_administrator_reads_only_members_and_sessions(scene: RouteTargets) -> None:
+    await scene.server.flush()
+    bearer = scene.rightful("org:read")
+    for name, example in EXAMPLES.items():
+        if "org:read" in example.who:
+            response = await scene.call(name, bearer)
+            assert response.status_code == 200, (name, response.text)
+        elif name.startswith("GET ") and example.who and "?" in example.path:
+            assert_no_leak(name, "administrator", await scene.call(name, bearer))
+    # All of the organisation's, without accounts and metadata; and of no other.
+    listed = (await ask(scene.server, "GET", "/v1/sessions", bearer)).json()["items"]
+    assert {one["user_id"] for one in listed} == {"ann"}
+    assert not any({"account_id", "metadata"} & one.keys() for one in listed)
+    mine = (await ask(scene.server, "GET", "/v1/sessions?user=ben", bearer)).json()["items"]
+    assert mine == []
+    for path in ("/v1/sessions?org=other", "/v1/orgs/other", "/v1/orgs/other/members/ann"):
+        assert_problem(await ask(scene.server, "GET", path, bearer), 403, "forbidden")
+
+
 async def test_an_operator_who_may_look_may_not_spend(scene: RouteTargets) -> None:
     before = await scene.possessions()
     operator = scene.rightful("ops")
@@ -363,7 +313,12 @@ async def test_paths_of_existing_applications_are_not_for_operators(scene: Route
     names = [name for name, example in EXAMPLES.items() if " /api/" in name and example.who]
     assert len(names) >= 7
     for name in names:
-        for operator in (scene.rightful("ops"), scene.server.token("ann", org="acme", scope="ops")):
+        for operator in (
+            scene.rightful("ops"),
+            scene.rightful("ops:read"),
+            scene.server.token("ann", org="acme", scope="ops"),
+            scene.server.token("ann", org="acme", scope="ops:read"),
+        ):
             for named in (True, False):
                 response = await scene.call(name, operator, named=named)
                 assert_problem(response, 403, "forbidden")
@@ -431,4 +386,25 @@ async def test_a_socket_reaches_no_session_of_another_user(scene: RouteTargets, 
         else:
             assert heard["type"] == "error", (who, heard)
         assert_no_leak(type_, who, httpx.Response(200, json=heard))
+    assert await scene.possessions() == before
+
+
+@pytest.mark.parametrize("role", ["org:read", "ops:read", "ops"])
+async def test_on_a_socket_a_role_only_watches_what_it_reaches(
+    scene: RouteTargets, role: str
+) -> None:
+    before = await scene.possessions()
+
+    client = await scene.server.login("zoe", org="other", scope=role)
+    for type_ in ("pause", "resume", "stop", "leave"):
+        assert (await client.ask(type_, session_id=CHAT))["type"] == "error"
+    heard = await client.ask("watch", session_id=CHAT, org="acme")
+    if role != "ops":
+        assert (heard["type"], heard["code"]) == ("error", "forbidden")
+        assert_no_leak("watch", role, httpx.Response(200, json=heard))
+    else:
+        assert heard["type"] == "session"
+        for type_ in ("pause", "resume", "stop"):
+            refused = await client.ask(type_, session_id=CHAT)
+            assert (refused["type"], refused["code"]) == ("error", "forbidden")
     assert await scene.possessions() == before

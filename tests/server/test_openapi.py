@@ -5,6 +5,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from protocol.wire.errors import ErrorCode
+from server.access.principals import PUBLIC
 from server.http.openapi import MEANINGS, Operation, described, openapi, operation_of
 from server.http.problems import STATUS
 
@@ -14,7 +15,7 @@ def test_an_endpoint_that_says_nothing_is_not_in_the_document() -> None:
         """Says nothing."""
         return Response()
 
-    @described(Operation(tag="tests", answers={200: "text/plain"}))
+    @described(Operation(tag="tests", roles=PUBLIC, answers={200: "text/plain"}))
     async def telling(_: Request) -> Response:
         """Tells what it does.
 

@@ -5,7 +5,9 @@ from typing import Any
 import pytest
 
 from protocol.wire.errors import ErrorCode, PeerError
-from server.access.principals import Principal, tenant_of
+from server.access.principals import Principal, Role, tenant_of
+
+Roles = tuple[Role, ...]
 
 USER = Principal(kind="user", user_id="u1", account_id="u1", tenant="user:u1")
 
@@ -20,6 +22,8 @@ OPERATOR = Principal(
 )
 
 BACKEND = Principal(kind="key")
+
+ADMITTED = OPERATOR.admitted("ops")
 
 
 def test_tenants() -> None:
@@ -39,10 +43,10 @@ def test_who_may_call() -> None:
     for roles, allowed in table:
         for principal in (USER, OPERATOR, BACKEND):
             if principal in allowed:
-                principal.require(*roles)
+                principal.admitted(*roles)
             else:
                 with pytest.raises(PeerError) as caught:
-                    principal.require(*roles)
+                    principal.admitted(*roles)
                 assert caught.value.code == ErrorCode.FORBIDDEN
 
 
@@ -50,7 +54,7 @@ def test_whose_tenant_a_call_is_about() -> None:
     assert USER.tenant_for(None, "someone") == "user:u1"
     assert MEMBER.tenant_for(None, "someone") == "org:o1"
     assert MEMBER.tenant_for("o1", "someone") == "org:o1"
-    for principal in (BACKEND, OPERATOR):
+    for principal in (BACKEND, ADMITTED):
         assert principal.tenant_for("o2", "someone") == "org:o2"
         assert principal.tenant_for(None, "someone") == "user:someone"
     for principal in (USER, MEMBER):
@@ -73,7 +77,8 @@ def test_who_may_start_what() -> None:
         (Principal(kind="user", user_id="u2"), False, False),
         (Principal(kind="user", user_id="u2", sessions=frozenset({"s1"})), False, True),
         (Principal(kind="user", user_id="u2", sessions=frozenset({"s2"})), False, False),
-        (OPERATOR, True, True),
+        (ADMITTED, True, True),
+        (OPERATOR, False, False),
         (BACKEND, True, False),
     ],
 )
@@ -86,7 +91,8 @@ def test_whose_account_may_be_seen() -> None:
     assert MEMBER.may_see_account("a1")
     assert not MEMBER.may_see_account("u1")
     assert BACKEND.may_see_account("a1")
-    assert OPERATOR.may_see_account("a1")
+    assert ADMITTED.may_see_account("a1")
+    assert not OPERATOR.may_see_account("a1")
 
 
 def test_a_refresh_changes_nothing_that_sessions_hang_on() -> None:
@@ -103,3 +109,58 @@ def test_a_refresh_changes_nothing_that_sessions_hang_on() -> None:
         with pytest.raises(PeerError) as caught:
             USER.check_refresh(other)
         assert caught.value.code == ErrorCode.FORBIDDEN
+
+
+READER = Principal(
+    kind="user", user_id="rita", account_id="rita", tenant="user:rita",
+    scopes=frozenset({"ops:read"}),
+)  # fmt: skip
+ADMINISTRATOR = Principal(
+    kind="user", user_id="adam", org_id="o1", account_id="adam", tenant="org:o1",
+    scopes=frozenset({"org:read"}),
+)  # fmt: skip
+PERSON = Principal(kind="operator", user_id="olga", scopes=frozenset({"ops"}))
+
+
+def test_a_role_reaches_as_far_as_the_call_admits_it() -> None:
+    reads: Roles = ("user", "key", "ops:read", "ops")
+    acts: Roles = ("user", "key", "ops")
+    assert READER.admitted(*reads).reaches_all
+    assert not READER.admitted(*acts).reaches_all
+    assert OPERATOR.admitted(*reads).reaches_all
+    assert OPERATOR.admitted(*acts).acts
+    assert not OPERATOR.admitted("user", "key").reaches_all
+    assert ADMINISTRATOR.admitted("user", "org:read", "ops").reach == "organization"
+    assert ADMINISTRATOR.admitted(*reads).reach == "own"
+    assert PERSON.admitted(*acts).acts
+
+
+def test_a_role_that_is_not_declared_is_refused() -> None:
+    homeless = Principal(kind="user", user_id="a", tenant="user:a", scopes=frozenset({"org:read"}))
+    refused: list[tuple[Principal, Roles]] = [
+        (READER, ("ops",)),
+        (READER, ("key", "ops")),
+        (ADMINISTRATOR, ("ops:read", "ops")),
+        (PERSON, ("user", "key")),
+        (homeless, ("org:read",)),
+        (BACKEND, ("user", "org:read", "ops:read", "ops")),
+    ]
+    for principal, roles in refused:
+        with pytest.raises(PeerError) as caught:
+            principal.admitted(*roles)
+        assert caught.value.code == ErrorCode.FORBIDDEN
+
+
+def test_an_administrator_reaches_one_organisation() -> None:
+    admitted = ADMINISTRATOR.admitted("org:read")
+    admitted.check_organization("o1")
+    assert admitted.tenant_for("o1", "u1") == admitted.tenant_for(None, "u1") == "org:o1"
+    assert admitted.may_see_session("u1")
+    assert not admitted.may_see_account("u1")
+    for refused in (admitted, ADMINISTRATOR, USER):
+        with pytest.raises(PeerError, match="organisation"):
+            refused.check_organization("o2")
+    with pytest.raises(PeerError, match="organisation"):
+        admitted.tenant_for("o2", "u1")
+    BACKEND.check_organization("o2")
+    ADMITTED.check_organization("o2")
