@@ -354,7 +354,8 @@ class TickService:
             self.meter.confirm(at_ms, now_ms, came_at)
             self._drain()
         self.proven_until = max(self.proven_until, until_ms)
-        if self._is_awaiting:
+        # The sockets here answer for themselves: their last proof is older than the question.
+        if self._is_awaiting and not self.meter.sockets:
             self._proven(now_ms)
 
     def probe(self) -> None:

@@ -93,6 +93,22 @@ class SessionLog:
             and all(last <= self._attached(begin) + limits.DOUBT_WAIT_MS for begin, last in visits)
         )
 
+    def ended_behind_doubt(self, end: int) -> bool:
+        """Whether a request that waited behind a doubt ended time later.
+
+        A pause or a stop ends it at the newest proof since the request. The request waits for
+        ``DOUBT_WAIT_MS`` at most, while each probe may bring a proof.
+        """
+        if self.terms.gap == "bill" or all(end != at for at, _ in self.heard):
+            return False
+        doubts = [
+            (came, self._attached(came) + limits.DOUBT_WAIT_MS)
+            for came, _, _ in self.served
+            if self.proven_before(came) < came - limits.DOUBT_MS
+        ]
+        ends = [at for at, event in self.requests if event in ("pause", "stop")]
+        return any(came <= at < end <= until for came, until in doubts for at in ends)
+
     def _attached(self, begin: int) -> int:
         """When a client that asked at ``begin`` joined.
 

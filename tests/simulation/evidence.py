@@ -258,6 +258,7 @@ def _check_segments(
         doubted = following and to_at == session_log.proven_before(following[0])
         doubted = doubted and _came_unnoticed(ended, following[0], session_log)
         known = doubted or to_at in asked | stops | proofs | here
+        known = known or session_log.ended_behind_doubt(to_at)
         assert known or by_operator or died(to_at), (ended, session_log, notices)
     if ended["reason"] == "disconnected" and ended["segments"] and not session_log.deaths:
         end = ended["segments"][-1][1]
@@ -267,6 +268,7 @@ def _check_segments(
         paused = {at for at, what in session_log.requests if what == "pause"}
         nothing = end in proofs and (latest in returns or max(returns, default=0) in paused)
         nothing = nothing or session_log.was_visited_in_doubt(end, latest)
+        nothing = nothing or session_log.ended_behind_doubt(end)
         assert end == latest or nothing or end in asked | stops, (ended, session_log)
         assert end <= latest, (ended, session_log)
 

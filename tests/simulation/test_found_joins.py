@@ -394,3 +394,32 @@ def test_client_that_answers_after_the_wait_leaves_the_gap(lab: Laboratory) -> N
         act("ask", client="c-s1", session="s1", event="stop"),
         wait(30),
     )
+
+
+@pytest.mark.parametrize("others", [1, 2, 3])
+def test_sockets_on_many_processes_prove_their_time_to_a_newcomer(
+    lab: Laboratory, others: int
+) -> None:
+    """Each process answers a newcomer's question for its own sockets (seed 700981).
+
+    The answer of one made the next believe that the question was answered: it reported its last
+    proof, not the one that its sockets were about to give, and living sockets got a gap.
+    """
+    clients = run(
+        lab,
+        pay("cat9", 20_000_000),
+        *(act("serve", node=f"node.{number}") for number in range(1, others + 1)),
+        wait(30),
+        act("start", client="first", node="node.1", user="cat9", kind="pair", session="s1"),
+        *(
+            act("join", client=f"c{number}", node=f"node.{number}", session="s1", last_seq=0)
+            for number in range(2, others + 1)
+        ),
+        wait(185),
+        act("join", client="newcomer", node=NODE, session="s1", last_seq=0),
+        wait(5),
+        act("ask", client="newcomer", session="s1", event="stop"),
+        wait(1),
+    )
+    (stopped,) = [message for message in clients[0].messages if message["type"] == "stopped"]
+    assert stopped["receipt"]["gaps"] == []

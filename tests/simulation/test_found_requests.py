@@ -89,3 +89,25 @@ def test_join_before_repeat_of_loss_bills_no_absence(
         *back,
         wait(25),
     )
+
+
+@pytest.mark.parametrize("event", ["stop", "pause"])
+def test_request_behind_two_doubts_ends_time_at_the_newest_proof(
+    lab: Laboratory, event: str
+) -> None:
+    """Time ends where the client was last heard.
+
+    A probe of the second doubt is answered while the request waits for the first (seed 700953).
+    """
+    run(
+        lab,
+        act("serve", node="node.b"),
+        wait(30),
+        act("start", client="first", node="node.b", user="cat9", kind="pair", session="s1"),
+        wait(5),
+        act("join", client="second", node=NODE, session="s1", last_seq=2),
+        act("cut", client="first"),
+        wait(0.2),
+        act("join", client="third", node="node.b", session="s1", last_seq=0),
+        act("ask", client="second", session="s1", event=event),
+    )
