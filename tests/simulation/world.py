@@ -248,11 +248,6 @@ class World:
             return
         self.deaths[host.process.node] = self.now
         alive_at = host.proof_at(self.now)
-        for node, session_log, at in self.in_vain:
-            if node is host and self.now - at < SWEPT_MS:
-                # The set of the process may still name the session, and no other process knows
-                # that the join failed.
-                session_log.served.append([at, self.now, self.now])
         versions = {}
         if self.losses:
             found = look(self.cluster.redis).sessions
