@@ -51,6 +51,8 @@ class Fact(msgspec.Struct, frozen=True, kw_only=True):
     application's permission to write it: Stream's clients may be allowed to."""
     rest_name: str = ""
     """The provider's REST knows the call by this name; empty: by `call`."""
+    is_guess: bool = False
+    """A sweep did not find the device: `at_ms` is its last proof, until a leaving says more."""
     wants_sweep: bool = False
     """The event says that the run exists and something changed, but not what: sweep the run soon.
     """

@@ -107,10 +107,13 @@ class Settlement:
     ) -> ProviderDuration:
         """Both clocks as they are now, with what was corrected before."""
         now_ms = self.process.clock.now()
-        began_at = line.stretches[0][0] if line.stretches else now_ms
-        until = line.stretches[-1][1] if line.stretches else began_at
+        began_at = known.started_at if known is not None else now_ms
+        if line.stretches:
+            began_at = line.stretches[0][0]
         if ended is not None:
             began_at = ended.started_at
+        until = line.stretches[-1][1] if line.stretches else began_at
+        if ended is not None:
             until = max(until, began_at, *(to_at for _, to_at in ended.segments))
         if asked_ms is None and known is not None:
             asked_ms = known.asked_ms
@@ -254,8 +257,11 @@ class Settlement:
                 )
                 return adjusted.minutes
             except BadMessageError:
-                # The open month has fewer: none goes below zero.
-                minutes = max(minutes + 1, -await self._used(known, correction.month))
+                used = await self._used(known, correction.month)
+                if used >= -minutes:
+                    # The session's own minutes are counted, and still on their way to the record.
+                    raise ServiceError("the record of minutes is behind") from None
+                minutes = -used  # the open month has fewer: none goes below zero
         return 0
 
     async def _used(self, known: ProviderDuration, month: str) -> int:

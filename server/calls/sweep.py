@@ -173,7 +173,7 @@ def _absent(truth: CallTruth, run: SweepDue, known: Sequence[Fact]) -> list[Fact
         # A device that joined while the provider answered is not gone.
         if fact.kind is FactKind.JOINED and name not in here and fact.at_ms < truth.asked_at_ms
     ]
-    return [
+    made = [
         _fact(
             truth,
             run,
@@ -188,6 +188,8 @@ def _absent(truth: CallTruth, run: SweepDue, known: Sequence[Fact]) -> list[Fact
         )
         for fact in gone
     ]
+    # The event of the leaving may still come, and knows better.
+    return [msgspec.structs.replace(fact, is_guess=True) for fact in made]
 
 
 def _fact(

@@ -106,7 +106,7 @@ def _of_device(facts: Sequence[KeptFact], until: int) -> _Device:
     theirs: list[Stretch] = []
     began_at: int | None = None
     has_figure = False
-    ordered = sorted(facts, key=lambda fact: (fact.at_ms, fact.kind))
+    ordered = sorted(_known_better(facts), key=lambda fact: (fact.at_ms, fact.kind))
     for at_ms, together in groupby(ordered, key=lambda fact: fact.at_ms):
         at, group = min(at_ms, until), list(together)
         joins = any(fact.kind == FactKind.JOINED for fact in group)
@@ -127,6 +127,28 @@ def _of_device(facts: Sequence[KeptFact], until: int) -> _Device:
         ours.append((began_at, max(began_at, until)))
         theirs.append(ours[-1])
     return _Device(ours, theirs, has_figure, is_open)
+
+
+def _known_better(facts: Sequence[KeptFact]) -> list[KeptFact]:
+    """The facts without guesses of a leaving whose own instant is known.
+
+    Then the device's next fact is a leaving.
+    """
+    known = sorted(
+        (fact for fact in facts if not fact.is_guess), key=lambda fact: (fact.at_ms, fact.kind)
+    )
+
+    def is_known(guess: KeptFact) -> bool:
+        # A guess may be as early as the joining itself.
+        later = (
+            fact.kind
+            for fact in known
+            if fact.at_ms > guess.at_ms
+            or (fact.at_ms == guess.at_ms and fact.kind == FactKind.LEFT)
+        )
+        return next(later, None) == FactKind.LEFT
+
+    return [fact for fact in facts if not (fact.is_guess and is_known(fact))]
 
 
 def _provider_ms(

@@ -12,6 +12,8 @@ class KeptFact(msgspec.Struct, frozen=True):
     at_ms: int
     provider_ms: int | None = None
     """The provider's figure for the presence that this fact ended."""
+    is_guess: bool = False
+    """The last proof that the device was there, and not the instant at which it left."""
 
 
 class CallOfSession(msgspec.Struct, frozen=True):

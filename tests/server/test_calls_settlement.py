@@ -213,6 +213,19 @@ async def test_minutes_of_a_closed_month_come_back_in_the_open_one(
     assert await connection.fetch("SELECT FROM minute_adjustments") == []
 
 
+async def test_minutes_are_given_back_once_the_record_has_them(
+    cluster: Cluster, node: Node
+) -> None:
+    await cluster.records.put_organization("org:acme", "acme", timezone="UTC")
+    desk = CallDesk(cluster, card(credits_per_minute="0", counts_minutes=True), dict(OF_ORG))
+    with pytest.raises(ServiceError):
+        await called(desk, node, 4 * MINUTE_MS, 2 * MINUTE_MS)  # nothing is flushed yet
+    await cluster.flush()
+    await desk.ended(node)
+    known = await desk.duration()
+    assert ([one.minutes for one in known.corrections], known.uncollected_minutes) == ([-2], 0)
+
+
 async def test_minutes_beyond_the_limit_are_not_collected(cluster: Cluster, node: Node) -> None:
     await cluster.grant(100 * CREDIT, org_id="acme")
     await cluster.records.put_organization(

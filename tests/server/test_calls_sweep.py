@@ -107,6 +107,7 @@ def test_who_is_absent_left_at_the_last_proof() -> None:
     made = facts_of_truth(answered, due(swept_at=60_000), known)
     left = [(one.participant, one.at_ms) for one in made if one.kind is FactKind.LEFT]
     assert left == [("ann", 60_000)]
+    assert [one.is_guess for one in made if one.kind is FactKind.LEFT] == [True]
     assert not any(
         one.kind is FactKind.LEFT
         for one in facts_of_truth(

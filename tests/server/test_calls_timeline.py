@@ -20,6 +20,10 @@ def left(at: int, device: str = "a/1", provider_ms: int | None = None) -> KeptFa
     return KeptFact(device, "left", at, provider_ms)
 
 
+def guess(at: int, device: str = "a/1") -> KeptFact:
+    return KeptFact(device, "left", at, is_guess=True)
+
+
 def ended(at: int) -> KeptFact:
     return KeptFact("", "ended", at)
 
@@ -45,6 +49,15 @@ def of(*facts: KeptFact, **how: object) -> Timeline:
         ((joined(1000), left(NOW + 5000)), ((1000, NOW),), False),
         ((ended(5000),), (), False),
         ((), (), False),
+        # A sweep's guess counts until the leaving itself is known, or the device comes back.
+        ((joined(1000), guess(1000)), (), False),
+        ((joined(1000), guess(1000), left(5000)), ((1000, 5000),), False),
+        ((joined(1000), guess(3000), left(5000), ended(8000)), ((1000, 5000),), False),
+        (
+            (joined(1000), guess(3000), joined(4000), left(5000)),
+            ((1000, 3000), (4000, 5000)),
+            False,
+        ),
     ],
 )
 def test_one_device(

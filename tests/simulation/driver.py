@@ -4,10 +4,11 @@ Chance follows from a seed. The auditor audits the world after each action. A ru
 promise ends there, and its outcome has the actions that led there.
 """
 
+import contextlib
 import hashlib
 import time
 import zlib
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -91,6 +92,24 @@ class Laboratory:
         self.wire.close()
         self.postgres.close()
 
+    @contextlib.contextmanager
+    def emptied(
+        self, mutations: Sequence[ScriptChange] = (), *, tell_reached: bool = False
+    ) -> Iterator[None]:
+        """Empties both engines, and runs the block in virtual time."""
+        self.wire.ask("FLUSHALL")
+        self.wire.ask("SCRIPT", "FLUSH")
+        self.postgres.empty()
+        with (
+            TemporaryDirectory(prefix="taximeter-lua-") as lua,
+            virtual_scripts(Path(lua), mutations, tell_reached=tell_reached),
+            paced(),
+            mock.patch.object(
+                LocalSession, "__hash__", lambda local: zlib.crc32(local.key.encode())
+            ),
+        ):
+            yield
+
     def run(
         self,
         seed: int,
@@ -107,20 +126,9 @@ class Laboratory:
         The run takes ``minutes`` of virtual time. With ``actions``, runs these in the world of the
         seed instead.
         """
-        self.wire.ask("FLUSHALL")
-        self.wire.ask("SCRIPT", "FLUSH")
-        self.postgres.empty()
         outcome = RunOutcome(seed)
         began_at, commands = time.perf_counter(), self.wire.commands
-        with (
-            TemporaryDirectory(prefix="taximeter-lua-") as lua,
-            virtual_scripts(Path(lua), mutations, tell_reached=tell_reached),
-            paced(),
-            bounds(mix),
-            mock.patch.object(
-                LocalSession, "__hash__", lambda local: zlib.crc32(local.key.encode())
-            ),
-        ):
+        with self.emptied(mutations, tell_reached=tell_reached), bounds(mix):
 
             async def main(loop: VirtualLoop) -> None:
                 runner = _Runner(loop, self.wire, self.postgres, outcome, mix)

@@ -1,13 +1,14 @@
 """A real Postgres asked from virtual time, and the processes' connections.
 
-asyncpg runs on an event loop of its own, in a thread. The caller blocks until the answer is there,
-so the order of answers is always the order of questions.
+asyncpg runs on an event loop of its own, which runs only while a question is asked. The virtual
+loop stands still until the answer is there, so the order of answers is always the order of
+questions.
 """
 
 import asyncio
 import functools
 import inspect
-import threading
+from asyncio import events
 from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
@@ -15,6 +16,9 @@ from typing import Any, TypeVar
 import asyncpg
 
 from storage import limits as storage_limits
+from storage.postgres.call_clocks import CallClocks
+from storage.postgres.calls import CallRecords
+from storage.postgres.database import Database
 from storage.postgres.records import Records, UnavailableError
 from storage.postgres.usage import Usage
 from tests.simulation.redis_links import Mishap
@@ -44,8 +48,6 @@ class PostgresServer:
 
     def __init__(self, dsn: str) -> None:
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
-        self._thread.start()
         self.records: Records = self.ask(lambda: Records.connect(dsn, pool_size_max=2))
         self._connection: Any = self.ask(lambda: asyncpg.connect(dsn))
         self.questions = 0
@@ -56,7 +58,13 @@ class PostgresServer:
         async def asked() -> Value:
             return await question()
 
-        return asyncio.run_coroutine_threadsafe(asked(), self._loop).result()
+        # A loop must not run within another one: the virtual loop steps aside meanwhile.
+        running = events._get_running_loop()
+        events._set_running_loop(None)
+        try:
+            return self._loop.run_until_complete(asked())
+        finally:
+            events._set_running_loop(running)
 
     def fetch(self, query: str, *arguments: Any) -> list[Any]:
         """The rows of a query, for an observer of the world."""
@@ -70,8 +78,6 @@ class PostgresServer:
         """Closes the connections."""
         self.ask(self._connection.close)
         self.ask(self.records.close)
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
         self._loop.close()
 
 
@@ -100,9 +106,17 @@ class PostgresLink:
             return found
         return functools.partial(self._call, found)
 
-    def usage(self) -> "UsageLink":
+    def usage(self) -> "QueriesLink":
         """The usage queries, over this connection."""
-        return UsageLink(self, Usage.over(self._server.records))
+        return QueriesLink(self, Usage.over(self._server.records))
+
+    def calls(self) -> "QueriesLink":
+        """The queries about calls, over this connection."""
+        return QueriesLink(self, CallRecords.over(self._server.records))
+
+    def call_clocks(self) -> "QueriesLink":
+        """The queries about both clocks of calls, over this connection."""
+        return QueriesLink(self, CallClocks.over(self._server.records))
 
     async def _call(self, function: Callable[..., Awaitable[Any]], *args: Any, **named: Any) -> Any:
         await asyncio.sleep(0)
@@ -124,16 +138,16 @@ class PostgresLink:
         raise UnavailableError("the line to Postgres is broken")
 
 
-class UsageLink:
-    """The usage queries as one process reaches the record.
+class QueriesLink:
+    """Further queries as one process reaches the record.
 
-    They share the record's pool, whose connections belong to the loop of the thread. A query from
+    They share the record's pool, whose connections belong to a loop of their own. A query from
     any other loop breaks them.
     """
 
-    def __init__(self, line: PostgresLink, usage: Usage) -> None:
+    def __init__(self, line: PostgresLink, queries: Database) -> None:
         self._line = line
-        self._usage = usage
+        self._queries = queries
 
     def __getattr__(self, name: str) -> Any:
-        return self._line.of(self._usage, name)
+        return self._line.of(self._queries, name)

@@ -71,6 +71,10 @@ class VirtualCluster:
         self.servers: list[ServerHost] = []
         self.flushers: list[FlusherHost] = []
         self.died: Callable[[Host], None] = lambda host: None
+        self.rates = RATES
+        """The rate card of the processes to come."""
+        self.prepared: Callable[[ServerHost], None] = lambda host: None
+        """Called with every process before its start, for parts beside the process's own."""
         self.stepped: Callable[[Host, Step, str, Any, bool], None] = lambda *told: None
         """Called at once with every answer of Redis to a step.
 
@@ -204,7 +208,7 @@ class VirtualCluster:
 
     async def serve(self, name: str) -> ServerHost:
         """Starts one more process that serves sockets."""
-        host = ServerHost(self.loop, self.redis, self.postgres, name, SETTINGS, RATES)
+        host = ServerHost(self.loop, self.redis, self.postgres, name, SETTINGS, self.rates)
         self._place(host)
         live = host.process.live
         call = live._commit_call
@@ -222,6 +226,7 @@ class VirtualCluster:
         self.began_slowly |= self.now < self.slow_until
         host.began_late = any(node.line.is_late for node in self.nodes)
         self.servers.append(host)
+        host.do(self.prepared, host)
         self.stir()
         await self.finished(host.act(host.process.start()))
         return host

@@ -16,7 +16,8 @@ FROM (
                         concat_ws('/', fact.participant, fact.fact ->> 'device') AS device,
                         fact.fact ->> 'kind' AS kind,
                         (fact.fact ->> 'at_ms')::bigint AS at_ms,
-                        (fact.fact ->> 'provider_duration_ms')::bigint AS provider_ms
+                        (fact.fact ->> 'provider_duration_ms')::bigint AS provider_ms,
+                        coalesce((fact.fact ->> 'is_guess')::boolean, false) AS is_guess
                     FROM call_facts AS fact
                     WHERE fact.provider = run.provider
                       AND fact.call_session = run.call_session
