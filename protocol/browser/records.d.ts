@@ -28,7 +28,12 @@ export interface EstimateOptions {
   sessionId?: string;
 }
 
-/** What a session would show if it started now; nothing is reserved. */
+/**
+ * What a session would show if it started now; nothing is reserved.
+ *
+ * This and the other functions here reject with the code `closed` when the user changes
+ * meanwhile.
+ */
 export function estimate(meter: Taximeter, options: EstimateOptions): Promise<Estimate>;
 
 export interface SessionListed {

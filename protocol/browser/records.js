@@ -4,21 +4,48 @@
  *     const { remaining_ms, free_remaining_ms } = await estimate(meter, { kind: 'chat' });
  *     const { items, next_cursor } = await listSessions(meter, { kind: 'chat' });
  *
- * Each call is one request, as the meter's user. They connect the meter and wait for it.
+ * Each call is one request, as the meter's user. They connect the meter and wait for it. When the
+ * user changes meanwhile, they reject with the code `closed`: no answer reaches the next user.
  */
 
 import { fetchAs } from './http.js';
 import { TaximeterError } from './taximeter.js';
 
+/**
+ * Promises what `work` does for the present user.
+ *
+ * It rejects with the code `closed` at once when the user changes, logs out, or the meter is
+ * closed. Then `signal`, the argument of `work`, is aborted: nothing is asked any more.
+ */
+function whileUser(meter, work) {
+  const era = meter._era;
+  const ending = new AbortController();
+  return new Promise((resolve, reject) => {
+    const look = () => {
+      if (era === meter._era) return false;
+      end();
+      ending.abort();
+      reject(new TaximeterError('closed', 'The user has changed.'));
+      return true;
+    };
+    const end = meter.subscribe(look);
+    const settle = (settler) => (value) => {
+      end();
+      if (!look()) settler(value);
+    };
+    work(ending.signal).then(settle(resolve), settle(reject));
+  });
+}
+
 /** Promises what `pick` finds in the meter's view; connects for it. */
-export function firstOf(meter, pick) {
+function find(meter, pick, signal) {
   return new Promise((resolve, reject) => {
     let end = () => {};
     const look = () => {
       const view = meter.getSnapshot();
-      const found = pick(view);
+      const found = !signal.aborted && pick(view);
       if (found) resolve(found);
-      else if (!['offline', 'closed'].includes(view.connection)) return false;
+      else if (!signal.aborted && !['offline', 'closed'].includes(view.connection)) return false;
       else reject(view.error ?? new TaximeterError('offline', 'There is no connection.'));
       end();
       return true;
@@ -28,19 +55,37 @@ export function firstOf(meter, pick) {
   });
 }
 
-async function ask(meter, path, query) {
+/**
+ * Promises what `pick` finds in the meter's view; connects for it.
+ *
+ * It rejects with the code `closed` when the user changes first.
+ */
+export function firstOf(meter, pick) {
+  return whileUser(meter, (signal) => find(meter, pick, signal));
+}
+
+async function ask(meter, path, query, signal) {
   const given = Object.entries(query).filter(([, value]) => value !== undefined);
   let response;
   try {
-    response = await fetchAs(meter, `${path}?${new URLSearchParams(given)}`);
+    response = await fetchAs(meter, `${path}?${new URLSearchParams(given)}`, { signal });
   } catch (cause) {
     const details = { retryable: true, cause };
     throw new TaximeterError('unavailable', 'The server does not answer.', details);
   }
-  const body = await response.json().catch(() => ({}));
-  if (response.ok) return body;
-  const details = { retryable: response.status >= 500 || response.status === 429 };
-  throw new TaximeterError(body.code ?? 'unavailable', body.detail ?? response.statusText, details);
+  const body = await response.json().catch(() => null); // a proxy may answer with a page
+  if (response.ok && body) return body;
+  const { status, statusText } = response;
+  const details = { retryable: response.ok || status >= 500 || status === 429 };
+  throw new TaximeterError(body?.code ?? 'unavailable', body?.detail ?? statusText, details);
+}
+
+/** Asks below `/v1/`, as the present user; `pathOf` makes the path for the user's account. */
+function askAs(meter, pathOf, query) {
+  return whileUser(meter, async (signal) => {
+    const account = await find(meter, (view) => view.account_id, signal);
+    return ask(meter, pathOf(encodeURIComponent(account)), query, signal);
+  });
 }
 
 /**
@@ -49,9 +94,8 @@ async function ask(meter, path, query) {
  * `sessionId` is that of a session which a backend has prepared, with terms of its own.
  */
 export async function estimate(meter, { kind, counterpartId, sessionId }) {
-  const account = await firstOf(meter, (view) => view.account_id);
-  const path = `accounts/${encodeURIComponent(account)}/estimate`;
-  return ask(meter, path, { kind, counterpart: counterpartId, session_id: sessionId });
+  const query = { kind, counterpart: counterpartId, session_id: sessionId };
+  return askAs(meter, (account) => `accounts/${account}/estimate`, query);
 }
 
 /**
@@ -60,6 +104,6 @@ export async function estimate(meter, { kind, counterpartId, sessionId }) {
  * `from` and `to` are epoch milliseconds; `cursor` is the `next_cursor` of the page before.
  */
 export async function listSessions(meter, { counterpartId, kind, from, to, cursor, limit } = {}) {
-  await firstOf(meter, (view) => view.account_id);
-  return ask(meter, 'sessions', { counterpart: counterpartId, kind, from, to, cursor, limit });
+  const query = { counterpart: counterpartId, kind, from, to, cursor, limit };
+  return askAs(meter, () => 'sessions', query);
 }

@@ -1,27 +1,31 @@
 """Tests estimates and past sessions in the client and in React."""
 
+import asyncio
 import json
 from typing import Any
 
+import pytest
 from playwright.async_api import Route
 
-from tests.browser.fixtures import ClientPage, chromium, mock_server
-from tests.browser.mock_server import Message, receipt
+from tests.browser.fixtures import ClientPage, chromium, client, mock_server
+from tests.browser.mock_server import PATIENCE_S, BrowserSocket, Message, receipt
 from tests.browser.react_fixtures import react
 
-__all__ = ["chromium", "mock_server", "react"]
+__all__ = ["chromium", "client", "mock_server", "react"]
 
 ESTIMATE: Message = {"account_id": "user-1", "kind": "chat", "remaining_ms": 210_000}
 
 
 class HttpAnswers:
-    """HttpAnswers of the server's HTTP, by path; keeps the requests."""
+    """Answers of the server's HTTP, by path, or by token and path; keeps the requests."""
 
     def __init__(self) -> None:
         self.asked: list[str] = []
         self.tokens: set[str] = set()
         self.bodies: dict[str, Any] = {}
         self.status = 200
+        self.held: asyncio.Queue[Route] | None = None
+        """Requests that wait for ``fulfill``; None: each is answered at once."""
 
     async def install(self, react: ClientPage) -> None:
         await react.page.route("**/v1/accounts/**", self._answer)
@@ -31,16 +35,31 @@ class HttpAnswers:
         path = route.request.url.split("/v1/")[1]
         self.asked.append(path)
         self.tokens.add(route.request.headers["authorization"])
+        if self.held is None:
+            await self.fulfill(route)
+        else:
+            self.held.put_nowait(route)
+
+    async def fulfill(self, route: Route) -> None:
+        path = route.request.url.split("/v1/")[1]
+        token = route.request.headers["authorization"].removeprefix("Bearer ")
+        body = self.bodies.get(f"{token} {path}", self.bodies.get(path))
         await route.fulfill(
             status=self.status,
             content_type="application/json",
-            body=json.dumps(self.bodies.get(path, {"code": "not_found", "detail": "no"})),
+            body=json.dumps(body or {"code": "not_found", "detail": "no"}),
         )
 
+    async def waiting(self) -> Route:
+        assert self.held is not None
+        async with asyncio.timeout(PATIENCE_S):
+            return await self.held.get()
 
-async def welcome(react: ClientPage) -> None:
+
+async def welcome(react: ClientPage, **changes: Any) -> BrowserSocket:
     line = await react.server.line()
-    await line.welcome()
+    await line.welcome(**changes)
+    return line
 
 
 async def test_an_estimate_connects_and_asks_as_the_user(react: ClientPage) -> None:
@@ -106,3 +125,76 @@ async def test_past_sessions_come_page_by_page(react: ClientPage) -> None:
     await react.page.wait_for_function("() => text() === 's0,s1,s2' && !past.hasMore")
     await react.run("() => past.more()")
     assert len([path for path in answers.asked if "cursor" in path]) == 1
+
+
+# Another user
+
+
+ASKED = {
+    "estimate": "records.estimate(meter, { kind: 'chat' })",
+    "list": "records.listSessions(meter)",
+    "next page": "records.listSessions(meter, { cursor: 'c1' })",
+    "usage": "records.firstOf(meter, (view) => view.usage)",
+}
+CHANGES = {"log-out": "null", "switch": "'token-2'"}
+CLOSED = {"code": "closed", "retryable": False}
+
+
+async def ask(client: ClientPage, asked: str) -> HttpAnswers:
+    """Begins to ask as ``user-1``; ``window.answer`` is what comes of it."""
+    answers = HttpAnswers()
+    await answers.install(client)
+    answers.held = asyncio.Queue()
+    await client.construct()
+    await client.run(
+        "async () => { window.records = await import('/client/records.js');"
+        f" window.answer = settled({ASKED[asked]}); }}"
+    )
+    return answers
+
+
+async def refused(client: ClientPage) -> Message:
+    error: Message = (await client.run("() => answer"))["error"]
+    return {name: error[name] for name in CLOSED}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("asked", ASKED)
+async def test_what_waits_for_the_connection_does_not_ask_as_another_user(
+    client: ClientPage, asked: str, change: str
+) -> None:
+    answers = await ask(client, asked)
+    await (await client.server.line()).receive("auth")
+    await client.run(f"() => meter.switchUser({CHANGES[change]})")
+    assert await refused(client) == CLOSED
+    if change == "switch":
+        await welcome(client, user_id="user-2", account_id="user-2")
+        await client.take_state("live")
+    else:
+        assert await client.run("() => meter.state") == "idle"
+    assert answers.asked == []
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("asked", [name for name in ASKED if name != "usage"])
+async def test_an_answer_in_flight_does_not_reach_another_user(
+    client: ClientPage, asked: str, change: str
+) -> None:
+    answers = await ask(client, asked)
+    await welcome(client)
+    await answers.waiting()
+    failed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    client.page.on("requestfailed", lambda request: failed.set_result(request.url))
+    await client.run(f"() => meter.switchUser({CHANGES[change]})")
+    assert await refused(client) == CLOSED
+    async with asyncio.timeout(PATIENCE_S):
+        assert "/v1/" in await failed
+
+
+async def test_a_user_that_changes_at_the_welcome_asks_nothing(client: ClientPage) -> None:
+    """Between the account and the request is a moment in which the user may change."""
+    answers = await ask(client, "estimate")
+    await client.run("() => meter.addEventListener('welcome', () => meter.switchUser(null))")
+    await welcome(client)
+    assert await refused(client) == CLOSED
+    assert answers.asked == []
