@@ -4,9 +4,9 @@
 
 import type { Estimate, EstimateOptions, ListOptions, SessionListed } from './records.js';
 
-/** How long may I talk? Asked when the options change, and by `refresh()`. */
+/** How long may I talk? Asked when the options or the user change, and by `refresh()`. */
 export function useEstimate(options: EstimateOptions): {
-  /** Null before the first answer, and after a failure. */
+  /** Null before the first answer, after a failure, and while there is no user. */
   estimate: Estimate | null;
   error: Error | null;
   refresh(): void;

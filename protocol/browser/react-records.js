@@ -1,21 +1,33 @@
 /**
  * Hooks for what an app shows beside a running session: an estimate, and past sessions.
+ *
+ * While there is no user they ask and show nothing, and no user sees what another one has asked.
  */
 
-import { useCallback, useEffect, useState } from 'react';
+import { useCallback, useEffect, useState, useSyncExternalStore } from 'react';
 import { useMeter } from './react.js';
 import { estimate, listSessions } from './records.js';
 
 const NOTHING = Object.freeze({ value: null, error: null });
 
-/** The answer to a question, asked anew when its text changes; late answers do not count. */
-function useAnswer(question, ask) {
-  const meter = useMeter();
+/** A number that each login has to itself; null while there is no user. */
+function useLogin(meter) {
+  const read = useCallback(() => (meter._options.token ? meter._era : null), [meter]);
+  return useSyncExternalStore(meter.subscribe, read, read);
+}
+
+/**
+ * The answer to a question, asked anew when its text or the user changes.
+ *
+ * An answer belongs to one question of one user: it is never shown for another.
+ */
+function useAnswer(meter, login, question, ask) {
   const [answer, setAnswer] = useState(NOTHING);
   const [asked, setAsked] = useState(0);
   useEffect(() => {
+    if (login === null) return undefined;
     let isCurrent = true;
-    const take = (next) => isCurrent && setAnswer(next);
+    const take = (next) => isCurrent && setAnswer({ meter, login, question, ...next });
     ask(meter, JSON.parse(question)).then(
       (value) => take({ value, error: null }),
       (error) => take({ value: null, error }),
@@ -23,15 +35,17 @@ function useAnswer(question, ask) {
     return () => {
       isCurrent = false;
     };
-  }, [meter, question, ask, asked]);
+  }, [meter, login, question, ask, asked]);
   const refresh = useCallback(() => setAsked((count) => count + 1), []);
-  return { ...answer, refresh };
+  const isOurs = answer.meter === meter && answer.login === login && answer.question === question;
+  return { ...(isOurs ? answer : NOTHING), refresh };
 }
 
 /** How long may I talk? `estimate` is null at first; `refresh()` asks again. */
 export function useEstimate({ kind, counterpartId, sessionId }) {
   const question = JSON.stringify({ kind, counterpartId, sessionId });
-  const { value, error, refresh } = useAnswer(question, estimate);
+  const meter = useMeter();
+  const { value, error, refresh } = useAnswer(meter, useLogin(meter), question, estimate);
   return { estimate: value, error, refresh };
 }
 
@@ -42,16 +56,22 @@ export function useEstimate({ kind, counterpartId, sessionId }) {
  */
 export function useSessions({ kind, counterpartId, from, to, limit } = {}) {
   const meter = useMeter();
+  const login = useLogin(meter);
   const question = JSON.stringify({ kind, counterpartId, from, to, limit });
-  const { value: first, error, refresh } = useAnswer(question, listSessions);
+  const { value: first, error, refresh } = useAnswer(meter, login, question, listSessions);
   const [added, setAdded] = useState({ first: null, items: [], next_cursor: null });
   const isFresh = added.first === first;
   const cursor = (isFresh ? added : first)?.next_cursor ?? null;
   const items = isFresh ? added.items : [];
   const more = useCallback(async () => {
-    if (cursor === null) return;
-    const page = await listSessions(meter, { ...JSON.parse(question), cursor });
-    setAdded({ first, items: [...items, ...page.items], next_cursor: page.next_cursor });
-  }, [meter, question, cursor, first, items]);
+    const isOver = () => meter._era !== login; // the cursor is that of another user
+    if (cursor === null || isOver()) return;
+    try {
+      const page = await listSessions(meter, { ...JSON.parse(question), cursor });
+      setAdded({ first, items: [...items, ...page.items], next_cursor: page.next_cursor });
+    } catch (cause) {
+      if (!isOver()) throw cause;
+    }
+  }, [meter, login, question, cursor, first, items]);
   return { sessions: first && [...first.items, ...items], hasMore: cursor !== null, more, error, refresh };
 }

@@ -17,7 +17,7 @@ ESTIMATE: Message = {"account_id": "user-1", "kind": "chat", "remaining_ms": 210
 
 
 class HttpAnswers:
-    """Answers of the server's HTTP, by path, or by token and path; keeps the requests."""
+    """The server's answers, by path, or by token and path."""
 
     def __init__(self) -> None:
         self.asked: list[str] = []
@@ -192,9 +192,109 @@ async def test_an_answer_in_flight_does_not_reach_another_user(
 
 
 async def test_a_user_that_changes_at_the_welcome_asks_nothing(client: ClientPage) -> None:
-    """Between the account and the request is a moment in which the user may change."""
+    """The account is known then, and the request not made yet."""
     answers = await ask(client, "estimate")
     await client.run("() => meter.addEventListener('welcome', () => meter.switchUser(null))")
     await welcome(client)
     assert await refused(client) == CLOSED
     assert answers.asked == []
+
+
+TWO_USERS = """
+() => {
+  window.name = 'token-1';
+  window.Rows = () => {
+    window.past = records.useSessions({ kind: 'chat', limit: 2 });
+    window.terms = records.useEstimate({ kind: 'chat' });
+    const rows = past.sessions?.map((row) => row.session_id).join() ?? '-';
+    const told = [past.error?.code, terms.error?.code].filter(Boolean).join();
+    (window.shown ??= []).push(rows);
+    return h('p', null, [rows, terms.estimate?.remaining_ms ?? '-', told || '-'].join(' '));
+  };
+  window.own = (token) => h(React.StrictMode, null, h(TaximeterProvider,
+    { url: '/v1/ws', token: token && (() => token) },
+    h(() => { window.meter = useMeter(); return null; }), h(Rows)));
+  window.rejected = [];
+  addEventListener('unhandledrejection', ({ reason }) => rejected.push(reason.code));
+}
+"""
+BY = {
+    "the provider's token": ("own('token-1')", "render(own(null))", "render(own('token-2'))"),
+    "its meter": ("app(h(Rows))", "meter.switchUser(null)", "meter.switchUser(() => 'token-2')"),
+}
+ESTIMATED = "accounts/user-1/estimate?kind=chat"
+LISTED = "sessions?kind=chat&limit=2"
+NEXT = "sessions?kind=chat&cursor=c1&limit=2"
+
+
+async def show_rows(react: ClientPage, first: str) -> HttpAnswers:
+    """Shows the first user's estimate and three rows."""
+    answers = HttpAnswers()
+    await answers.install(react)
+    rows = [{"session_id": f"old{number}", "receipt": receipt()} for number in range(3)]
+    answers.bodies[ESTIMATED] = ESTIMATE
+    answers.bodies[LISTED] = {"items": rows[:2], "next_cursor": "c1"}
+    answers.bodies[NEXT] = {"items": rows[2:], "next_cursor": "c1"}
+    await react.run(TWO_USERS)
+    await react.run(f"() => render({first})")
+    await welcome(react)
+    await react.page.wait_for_function("() => text() === 'old0,old1 210000 -'")
+    await react.run("() => { window.stale = past; return past.more(); }")
+    await react.page.wait_for_function("() => text() === 'old0,old1,old2 210000 -'")
+    return answers
+
+
+@pytest.mark.parametrize("by", BY)
+async def test_rows_of_a_user_are_not_shown_to_the_next(react: ClientPage, by: str) -> None:
+    first, log_out, log_in = BY[by]
+    answers = await show_rows(react, first)
+    asked = len(answers.asked)
+    await react.run(f"() => {{ {log_out}; shown.length = 0; }}")
+    await react.page.wait_for_function("() => text() === '- - -'")
+    await react.run("() => Promise.all([stale.more(), past.more(), past.refresh()])")
+    await react.run("settle")
+    assert len(answers.asked) == asked, "nothing is asked while there is no user"
+    assert await react.run("() => meter.state") == "idle"
+    answers.bodies.clear()
+    answers.bodies["accounts/user-2/estimate?kind=chat"] = {**ESTIMATE, "remaining_ms": 2}
+    answers.bodies[f"token-2 {LISTED}"] = {"items": [{"session_id": "new"}], "next_cursor": None}
+    await react.run(f"() => {{ {log_in} }}")
+    await welcome(react, user_id="user-2", account_id="user-2")
+    await react.page.wait_for_function("() => text() === 'new 2 -'")
+    assert "old" not in "".join(await react.run("() => shown"))
+
+
+async def test_a_next_page_in_flight_ends_with_its_user(react: ClientPage) -> None:
+    answers = await show_rows(react, "own('token-1')")
+    answers.held = asyncio.Queue()
+    await react.run("() => { past.more(); terms.refresh(); past.refresh(); }")
+    for _ in range(3):
+        await answers.waiting()
+    await react.run("() => render(own(null))")
+    await react.page.wait_for_function("() => text() === '- - -'")
+    answers.held = None
+    answers.bodies.clear()
+    answers.bodies[LISTED] = {"items": [{"session_id": "new"}], "next_cursor": "c2"}
+    answers.bodies[ESTIMATED] = {**ESTIMATE, "remaining_ms": 2}
+    await react.run("() => render(own('token-2'))")
+    await welcome(react)
+    await react.page.wait_for_function("() => text() === 'new 2 -'")
+    assert await react.run("() => rejected") == []
+
+
+async def test_another_question_shows_no_answer_of_the_one_before(react: ClientPage) -> None:
+    answers = HttpAnswers()
+    await answers.install(react)
+    answers.bodies["accounts/user-1/estimate?kind=chat"] = ESTIMATE
+    await react.run(
+        """() => {
+          window.Before = ({ kind }) => h('p', null,
+            String(records.useEstimate({ kind }).estimate?.remaining_ms));
+          render(app(h(Before, { kind: 'chat' })));
+        }"""
+    )
+    await welcome(react)
+    await react.page.wait_for_function("() => text() === '210000'")
+    answers.held = asyncio.Queue()
+    await react.run("() => render(app(h(Before, { kind: 'call' })))")
+    assert await react.run("text") == "undefined"
