@@ -254,6 +254,7 @@ class CallHistory:
             self._check_bill(bill, run_.true_ms(user), most_ms, stays, where)
             self._check_minutes(bill, run_, user, where)
             self._check_entries(bill, where)
+        assert set(self.calls.answers) <= {0, 200, 503}, (self.seed, self.calls.answers)
         spent: defaultdict[Name, int] = defaultdict(int)
         for bill in bills.values():
             spent[bill["account"]] += bill["micros"]

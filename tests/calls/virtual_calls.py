@@ -15,6 +15,8 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
+from starlette.middleware import Middleware
+
 import server.calls.metering
 import server.calls.service
 from protocol.rate_card import RateCard, parse_rate_card
@@ -26,6 +28,7 @@ from server.calls.service import Calls
 from server.calls.stream import StreamAdapter
 from server.calls.stream_rest import StreamRest
 from server.hosting.app import Application
+from server.http.middleware import RequestObserver
 from tests.calls import fake_livekit, fake_stream
 from tests.calls.direct import DirectClient
 from tests.calls.fake_calls import FakeCalls, SentWebhook
@@ -115,7 +118,8 @@ class VirtualCalls:
             mock.patch.object(server.calls.metering, "CallClocks", clocks),
         ):
             calls = Calls(host.process, {self.adapter.name: self.adapter})
-        app = Application(routes=calls_routes.ROUTES)
+        observed = Middleware(RequestObserver, metrics=host.process.metrics)
+        app = Application(routes=calls_routes.ROUTES, middleware=[observed])
         app.state.process, app.state.calls = host.process, calls
         self._apps[host.name] = calls, app
 
