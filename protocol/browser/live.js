@@ -92,8 +92,22 @@ export class Live {
         meter._timers.arm(timer, delayMs, () => this.join(session, attempt + 1));
         return;
       }
-      meter._forget(session);
+      meter._sessions.delete(session.sessionId); // those who hold it see why
       session._fail(error);
+    }
+  }
+
+  /** Tells the server that a session is left; nothing of it is repeated. */
+  leave(session) {
+    const meter = this.#meter;
+    // `leave` has no answer and no repetition, so it is sent even on a full line. A line that is
+    // being left for another keeps the session alive, too.
+    for (const line of [meter.state === 'live' && meter._line, meter._leaving]) {
+      if (line) line.send({ type: 'leave', session_id: session.sessionId }, Infinity);
+    }
+    for (const entry of meter._requests.of(session)) {
+      entry.resend = false;
+      meter._timers.disarm(`request ${entry.message.id}`);
     }
   }
 

@@ -5,15 +5,19 @@
  */
 
 import { useCallback, useEffect, useState, useSyncExternalStore } from 'react';
-import { useMeter } from './react.js';
+import { useTaximeter } from './react.js';
 import { estimate, listSessions } from './records.js';
 
 const NOTHING = Object.freeze({ value: null, error: null });
 
-/** A number that each login has to itself; null while there is no user. */
-function useLogin(meter) {
-  const read = useCallback(() => (meter._options.token ? meter._era : null), [meter]);
-  return useSyncExternalStore(meter.subscribe, read, read);
+/** The meter, and a number that each login has to itself; null while there is no user. */
+function useLogin() {
+  const { meter, isLoggedIn } = useTaximeter();
+  const read = useCallback(
+    () => (isLoggedIn && meter._options.token ? meter._era : null),
+    [meter, isLoggedIn],
+  );
+  return { meter, login: useSyncExternalStore(meter.subscribe, read, read) };
 }
 
 /**
@@ -44,8 +48,8 @@ function useAnswer(meter, login, question, ask) {
 /** How long may I talk? `estimate` is null at first; `refresh()` asks again. */
 export function useEstimate({ kind, counterpartId, sessionId }) {
   const question = JSON.stringify({ kind, counterpartId, sessionId });
-  const meter = useMeter();
-  const { value, error, refresh } = useAnswer(meter, useLogin(meter), question, estimate);
+  const { meter, login } = useLogin();
+  const { value, error, refresh } = useAnswer(meter, login, question, estimate);
   return { estimate: value, error, refresh };
 }
 
@@ -55,8 +59,7 @@ export function useEstimate({ kind, counterpartId, sessionId }) {
  * `more()` adds the next page, where `hasMore`; `refresh()` begins again.
  */
 export function useSessions({ kind, counterpartId, from, to, limit } = {}) {
-  const meter = useMeter();
-  const login = useLogin(meter);
+  const { meter, login } = useLogin();
   const question = JSON.stringify({ kind, counterpartId, from, to, limit });
   const { value: first, error, refresh } = useAnswer(meter, login, question, listSessions);
   const [added, setAdded] = useState({ first: null, items: [], next_cursor: null });

@@ -11,6 +11,7 @@ import type {
   Stopped,
   Taximeter,
   TaximeterError,
+  TaximeterOptions,
   Token,
   Usage,
   ViewNotice,
@@ -27,6 +28,7 @@ interface Given {
   meter: Taximeter;
   url?: undefined;
   token?: undefined;
+  tabs?: undefined;
 }
 
 interface Own {
@@ -35,6 +37,8 @@ interface Own {
   url?: string;
   /** The newest counts, so an inline function is fine; null logs out. */
   token: Token | null | undefined;
+  /** `tabs` of taximeter/tabs: one connection for all tabs of a user. */
+  tabs?: TaximeterOptions['tabs'];
 }
 
 /**

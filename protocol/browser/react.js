@@ -50,16 +50,18 @@ function useLatest(value) {
  * Either `meter`, or `url` and `token` for a meter that lives as long as the provider does. The
  * newest `token` counts, so an inline function is fine. A `token` of null logs out: every
  * session is left, and no message of the old user is heard. For another user give the provider
- * another `key`. `initial` has what a server has rendered: `{ meter, sessions: { [id]: view } }`.
+ * another `key`. `tabs` is that of taximeter/tabs: one connection for many tabs. `initial` has what
+ * a server has rendered: `{ meter, sessions: { [id]: view } }`.
  */
-export function TaximeterProvider({ meter: given, url, token, initial, children }) {
+export function TaximeterProvider({ meter: given, url, token, tabs, initial, children }) {
   const latest = useLatest(token);
   const make = () => {
     const current = () => (typeof latest.current === 'function' ? latest.current() : latest.current);
-    return { url, current, meter: new Taximeter({ url, token: current }) };
+    return { url, current, meter: new Taximeter({ url, token: current, tabs }) };
   };
-  const [own, setOwn] = useState(() => (given ? null : make()));
-  if (!given && own?.url !== url) setOwn(make());
+  const [last, setOwn] = useState(null);
+  let own = last;
+  if (!given && (!own || own.url !== url)) setOwn((own = make()));
   const meter = given ?? own.meter;
   const isLoggedIn = Boolean(given || token);
   const wasLoggedIn = useRef(isLoggedIn);
@@ -68,20 +70,20 @@ export function TaximeterProvider({ meter: given, url, token, initial, children 
     wasLoggedIn.current = isLoggedIn;
     meter.switchUser(isLoggedIn ? own.current : null);
   });
-  const closing = useRef();
   useEffect(() => {
     if (given) return undefined;
-    clearTimeout(closing.current);
+    clearTimeout(own.closing);
     if (meter.state === 'closed') setOwn(make()); // hidden for a while, and shown again
     return () => {
-      closing.current = setTimeout(() => meter.close());
+      own.closing = setTimeout(() => meter.close());
     };
   }, [given, meter]);
   const value = useMemo(() => ({ meter, isLoggedIn, initial }), [meter, isLoggedIn, initial]);
   return createElement(Context.Provider, { value }, children);
 }
 
-function useTaximeter() {
+/** @internal What the provider gives, for the other entries. */
+export function useTaximeter() {
   const value = useContext(Context);
   if (!value) throw new Error('This hook needs a <TaximeterProvider> above it.');
   return value;
@@ -178,12 +180,17 @@ function actionsOf(meter, id) {
   return { pause: act('pause'), resume: act('resume'), stop: act('stop') };
 }
 
-/** The session of this id that the page has, or had last; undefined before the first. */
+/** The session of this id that the page has, or that its user had last; undefined before the first. */
 function useFound(id) {
   const { meter } = useTaximeter();
   const read = useMemo(() => {
     let last;
-    return () => (last = meter.find(id) ?? last);
+    let era;
+    return () => {
+      if (era !== meter._era) last = undefined;
+      era = meter._era;
+      return (last = meter.find(id) ?? last);
+    };
   }, [meter, id]);
   return useSyncExternalStore(meter.subscribe, read, noop);
 }
@@ -273,8 +280,15 @@ export const Clock = memo(function Clock({
   const session = useFound(id);
   const element = useRef(null);
   const latest = useLatest(format);
+  const first = useState(() => (initial ?? given?.sessions?.[id])?.[figure] ?? 0)[0];
+  const text = useState(() => format(first))[0];
+  const wasFound = useRef(false);
   useEffect(() => {
-    if (!session) return undefined;
+    if (!session) {
+      if (wasFound.current) element.current.textContent = latest.current(0); // another user's
+      return undefined;
+    }
+    wasFound.current = true;
     let frame = null;
     const write = () => {
       frame = null;
@@ -294,7 +308,5 @@ export const Clock = memo(function Clock({
       cancelAnimationFrame(frame);
     };
   }, [session, figure, latest]);
-  const first = useState(() => (initial ?? given?.sessions?.[id])?.[figure] ?? 0)[0];
-  const text = useState(() => format(first))[0];
   return createElement('span', { role: 'timer', ...rest, ref: element }, text);
 });

@@ -20,6 +20,7 @@ export class Session extends Store {
   _meter;
   _request; // starts, joins or watches the session
   _isOwned; // whether `leave()` alone leaves it
+  _watch; // what goes on watching when its last holder is gone
   _figures = null; // once it was to be joined on a live line
   _holds = 0; // requests under way that stop the clock
   _error = null; // why the session cannot start or be joined
@@ -41,12 +42,25 @@ export class Session extends Store {
     this.receipt = null;
     /** True after `stop()`, also when the connection is lost. */
     this.stopWanted = false;
+    this.#await();
+  }
+
+  #await() {
     /** Resolves with the first snapshot; rejects when the session cannot start. */
     this.ready = new Promise((resolve, reject) => {
       this._resolveReady = resolve;
       this.#rejectReady = reject;
     });
     this.ready.catch(() => {}); // a page may listen to `error` only
+  }
+
+  /** @internal Returns the session, as before its failure, if it has failed. */
+  _again() {
+    if (!this._error) return undefined;
+    this._error = null;
+    this.#await();
+    this._change();
+    return this;
   }
 
   /** `starting`, then active, paused, suspended, stopping or ended. */

@@ -421,8 +421,8 @@ export declare class Session extends Store<SessionView> {
   /**
    * Removes a holder.
    *
-   * If there is none after a macrotask, the session is left, unless `start()` or `watch()` made
-   * it, or `stop()` was called.
+   * If there is none after a macrotask, the session is left, unless `start()` made it, or `stop()`
+   * was called. What `watch()` follows it goes on to follow.
    */
   release(): void;
   addEventListener<Type extends keyof SessionEventMap>(
@@ -530,7 +530,7 @@ export declare class Taximeter extends Store<MeterView> {
   /**
    * The session of this id with one more holder; the first holder starts it.
    *
-   * Call `release()` of the session once for each call.
+   * One that could not start is started again, for all its holders. Call `release()` of the session once for each call.
    *
    * @throws TaximeterError `closed` after `close()`.
    */

@@ -45,11 +45,13 @@ export class Taximeter extends Connection {
   /**
    * A session that components hold together; it has one more holder afterwards.
    *
-   * The first call starts the session. Call `release()` of the session once for each call.
+   * The first call starts the session, and the next one after a failure starts it again. Call
+   * `release()` of the session once for each call.
    */
   retain(options) {
     let session = this.find(options.sessionId);
-    if (session?._request.type !== 'start') session = this.#start(options, false);
+    const isLost = session?._error && !this._has(session);
+    if (session?._request.type !== 'start' || isLost) session = this.#start(options, false);
     this.#held.set(session.sessionId, session);
     return session.retain();
   }
@@ -70,8 +72,10 @@ export class Taximeter extends Connection {
    * without one.
    */
   watch(sessionId, { lastSeq, org, user } = {}) {
-    const known = this._sessions.get(sessionId);
-    return known ?? this.#open({ type: 'watch', session_id: sessionId, org, user }, lastSeq);
+    const request = { type: 'watch', session_id: sessionId, org, user };
+    const session = this._sessions.get(sessionId) ?? this.#open(request, lastSeq);
+    session._watch = request;
+    return session;
   }
 
   /**
@@ -116,7 +120,8 @@ export class Taximeter extends Connection {
   #open(request, lastSeq, isOwned = true) {
     this.#assertOpen();
     const sessionId = request.session_id;
-    const session = this._sessions.get(sessionId) ?? new Session(sessionId, this, lastSeq);
+    const known = this._sessions.get(sessionId) ?? this.#held.get(sessionId)?._again();
+    const session = known ?? new Session(sessionId, this, lastSeq);
     this._sessions.set(sessionId, session);
     Object.assign(session, { _request: request, _isOwned: isOwned });
     this._tell(); // what shows this session finds it now
@@ -147,32 +152,27 @@ export class Taximeter extends Connection {
     if (this.#held.get(sessionId) === session) this.#held.delete(sessionId);
     const isAsked = this._requests.of(session).some(({ message }) => message.type === 'stop');
     const isStopping = stopWanted && (isAsked || this.state !== 'live');
-    if (!isStopping && !_isOwned) this._leaveSession(session);
+    if (isStopping || _isOwned) return;
+    if (!session._watch) this._leaveSession(session);
+    else {
+      session._request = session._watch;
+      this._live?.leave(session);
+      this._live?.join(session);
+    }
   }
 
   /** @internal */
   _leaveSession(session) {
     if (!this._has(session)) return;
-    this._forget(session);
-    // `leave` has no answer and no repetition, so it is sent even on a full line. A line that
-    // is lost leaves by itself; one that is being left keeps the session alive.
-    for (const line of [this.state === 'live' && this._line, this._leaving]) {
-      if (line) line.send({ type: 'leave', session_id: session.sessionId }, Infinity);
-    }
-    // Requests of this session are not repeated: on a later line it is not joined.
-    const error = new TaximeterError('closed', 'The session was left.');
-    session._leave(error);
-    for (const entry of this._requests.of(session)) {
-      entry.resend = false;
-      this._timers.disarm(`request ${entry.message.id}`);
-      if (this.state !== 'live') entry.reject(error);
-    }
-  }
-
-  /** @internal */
-  _forget({ sessionId }) {
+    const { sessionId } = session;
     this._sessions.delete(sessionId);
     this.#held.delete(sessionId);
     this._timers.disarm(`join ${sessionId}`);
+    // A line that is lost has left by itself.
+    this._live?.leave(session);
+    // Requests of this session are not repeated: on a later line it is not joined.
+    const error = new TaximeterError('closed', 'The session was left.');
+    session._leave(error);
+    if (this.state !== 'live') for (const entry of this._requests.of(session)) entry.reject(error);
   }
 }

@@ -277,6 +277,96 @@ async def test_a_provider_logs_out_and_in(react: ClientPage) -> None:
     await react.page.wait_for_function("() => text() === 'running'")
 
 
+@pytest.mark.parametrize("is_strict", [True, False])
+async def test_a_provider_with_another_address_closes_the_old_meter(
+    react: ClientPage, is_strict: bool
+) -> None:
+    await react.run(
+        """(strict) => {
+          window.meters = new Set();
+          window.Inner = () => { window.meter = useMeter(); meters.add(meter); return h(Chat); };
+          window.own = (props) => { const tree = h(TaximeterProvider,
+            { token: () => 'token-1', ...props }, h(Inner));
+            return strict ? h(React.StrictMode, null, tree) : tree; };
+          render(own({ url: '/v1/ws' }));
+        }""",
+        is_strict,
+    )
+    line = await react.server.line()
+    await line.welcome()
+    await line.join()
+    await react.run("() => render(own({ url: '/v1/ws?again' }))")
+    await line.receive("leave")
+    await line.receive_close()
+    line = await react.server.line()
+    await line.welcome()
+    await line.join()
+    await react.page.wait_for_function("() => text() === 'running'")
+    open_ones = (
+        "() => [...meters].filter(({ state }) => !['idle', 'closed'].includes(state)).length"
+    )
+    assert await react.run(open_ones) == 1
+    await react.run("() => { window.given = new Taximeter({ platform, token: 'token-3' }); }")
+    await react.run("() => render(own({ meter: given }))")
+    await line.receive("leave")
+    await line.receive_close()
+    line = await react.server.line()
+    assert (await line.welcome())["token"] == "token-3"
+    await line.join()
+    await react.run("() => render(own({ url: '/v1/ws' }))")
+    own_line = await react.server.line()
+    assert (await own_line.welcome())["token"] == "token-1"
+    await react.run("() => { given.close(); render(null); }")
+    await own_line.receive("start")
+    await own_line.receive_close()
+
+
+# A session that cannot start
+
+
+async def test_a_refused_start_shows_its_error_and_can_be_repeated(react: ClientPage) -> None:
+    await react.run(
+        """() => {
+          window.Status = () => h(Chat, { select: ({ status, error }) =>
+            `${status} ${error?.code} ` });
+          window.two = () => app(h(Status), h(Status));
+          render(two());
+        }"""
+    )
+    line = await react.server.line()
+    await line.welcome()
+    refusal = {"code": "limit_reached", "message": "No.", "retryable": False, "limit": "credits"}
+    await line.answer(await line.receive("start"), type="error", **refusal)
+    failed = "failed limit_reached "
+    await react.page.wait_for_function("(twice) => text() === twice", arg=2 * failed)
+    # A third one tries again, for all.
+    await react.run("() => render(app(h(Status), h(Status), h(Status)))")
+    start = await line.receive("start")
+    assert await react.run("text") == 3 * "starting undefined "
+    await line.answer(start, type="error", **refusal)
+    await react.page.wait_for_function("(thrice) => text() === thrice", arg=3 * failed)
+    await react.run("() => { render(null); }")
+    await react.run("settle")
+    assert await react.run("() => meter.find('session-1') === undefined")
+    await react.run("() => render(two())")
+    await line.join()
+    await react.page.wait_for_function("(twice) => text() === twice", arg=2 * "running undefined ")
+
+
+async def test_the_clock_of_the_next_user_begins_anew(react: ClientPage) -> None:
+    await react.run(
+        """() => {
+          render(app(h(Clock, { session: 'session-1' }), h(Chat, { show: () => '' })));
+        }"""
+    )
+    line = await react.server.line()
+    await line.welcome()
+    await line.join(elapsed_ms=65_000)
+    await react.page.wait_for_function("() => text() === '1:05'")
+    await react.run("() => ReactDOM.flushSync(() => meter.switchUser('token-2'))")
+    await react.page.wait_for_function("() => text() === '0:00'")
+
+
 # Server render
 
 

@@ -298,3 +298,20 @@ async def test_another_question_shows_no_answer_of_the_one_before(react: ClientP
     answers.held = asyncio.Queue()
     await react.run("() => render(app(h(Before, { kind: 'call' })))")
     assert await react.run("text") == "undefined"
+
+
+async def test_without_a_user_nothing_is_asked(react: ClientPage) -> None:
+    """The provider has a meter before it has a token."""
+    answers = HttpAnswers()
+    await answers.install(react)
+    answers.bodies[LISTED] = {"items": [{"session_id": "mine"}], "next_cursor": None}
+    answers.bodies[ESTIMATED] = ESTIMATE
+    await react.run(TWO_USERS)
+    await react.run("() => render(own(null))")
+    await react.run("settle")
+    assert (await react.run("text"), answers.asked) == ("- - -", [])
+    assert await react.run("() => meter.state") == "idle"
+    assert not react.server.has_new_line()
+    await react.run("() => render(own('token-1'))")
+    await welcome(react)
+    await react.page.wait_for_function("() => text() === 'mine 210000 -'")
