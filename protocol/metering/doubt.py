@@ -32,12 +32,14 @@ class Doubt(msgspec.Struct):
         """
         self.came_at = min(self.came_at, came_at)
 
-    def told(self, at_ms: int) -> bool:
+    def told(self, at_ms: int, *, is_gone: bool = False) -> bool:
         """Takes a proof of life of an earlier socket, at ``at_ms``.
+
+        ``is_gone``: the socket was the last one of its process, and has gone then.
 
         Returns whether no doubt is left: the proof is from after the join, or from just before it,
         if another process knows of the proof.
         """
         self.is_told = True
         self.proven_at = max(self.proven_at, at_ms)
-        return self.proven_at >= self.came_at - limits.DOUBT_MS
+        return not is_gone and self.proven_at >= self.came_at - limits.DOUBT_MS

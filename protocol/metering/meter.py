@@ -107,15 +107,17 @@ class Meter(MeterState):
         self._doubt = Doubt(came_at, self.alive_at, is_told=True, until=now_ms, is_over=True)
         self._intents.add_first(Intent(Event.UNPROVEN, came_at))
 
-    def confirm(self, at_ms: int, now_ms: int, came_at: int | None = None) -> None:
+    def confirm(
+        self, at_ms: int, now_ms: int, came_at: int | None = None, *, is_gone: bool = False
+    ) -> None:
         """Takes a proof of a socket from before the last join.
 
         ``came_at``: the process that reports the proof is in doubt itself, because a socket joined
-        there.
+        there. ``is_gone``: the process has lost its last socket at ``at_ms``.
         """
         if self._doubt is not None and came_at is not None:
             self._doubt.told_of_another(came_at)
-        if self._doubt is not None and self._doubt.told(at_ms):
+        if self._doubt is not None and self._doubt.told(at_ms, is_gone=is_gone):
             self._end_doubt(now_ms)
 
     def _end_doubt(self, now_ms: int) -> None:

@@ -124,6 +124,11 @@ class MeterState:
         return self._doubt is not None
 
     @property
+    def is_losing(self) -> bool:
+        """Whether the last socket here is gone, perhaps unknown to Redis."""
+        return not self.sockets and self._intents.includes(Event.LOST)
+
+    @property
     def doubted_since(self) -> int | None:
         """When the socket joined that caused the doubt; None: no doubt."""
         return None if self._doubt is None else self._doubt.came_at

@@ -171,6 +171,7 @@ class ChannelEvents:
                     self.registry.clock.now(),
                     message["at"],
                     message.get("came_at"),
+                    is_gone=message.get("gone", False),
                 )
 
     async def _catch_up(self, local: LocalSession) -> None:

@@ -70,13 +70,12 @@ class SessionOwner(Protocol):
         their newest proof of life.
         """
 
-    def tell_proven(
-        self, identity: Identity, until_ms: int, at_ms: int, came_at: int | None = None
-    ) -> None:
+    def tell_proven(self, identity: Identity, until_ms: int, at_ms: int, **more: object) -> None:
         """Answers the processes that have asked for a proof of life.
 
         Ticks may go out up to ``until_ms``; the last proof of life came in at ``at_ms``.
-        ``came_at`` is the instant since which this process asks other processes itself.
+        ``came_at`` is the instant since which this process asks other processes itself; with
+        ``gone``, the last socket here has gone at ``at_ms``.
         """
 
 

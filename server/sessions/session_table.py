@@ -261,18 +261,15 @@ class SessionTable:
             message["came_at"] = came_at
         self.run(self._tell_or_not(identity, message))
 
-    def tell_proven(
-        self, identity: Identity, until_ms: int, at_ms: int, came_at: int | None = None
-    ) -> None:
+    def tell_proven(self, identity: Identity, until_ms: int, at_ms: int, **more: Any) -> None:
         """Answers the processes that have asked for a proof of life.
 
         Ticks may go out up to ``until_ms``; the last proof of life came in at ``at_ms``.
-        ``came_at`` is the instant since which this process asks other processes itself.
+        ``came_at`` is the instant since which this process asks other processes itself; with
+        ``gone``, the last socket here has gone at ``at_ms``.
         """
         message: dict[str, Any] = {"proven": identity.session_id, "node": self.node}
-        message |= {"until": until_ms, "at": at_ms}
-        if came_at is not None:
-            message["came_at"] = came_at
+        message |= {"until": until_ms, "at": at_ms, **more}
         self.run(self._tell_or_not(identity, message))
 
     async def _tell_or_not(self, identity: Identity, message: dict[str, Any]) -> None:

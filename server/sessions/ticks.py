@@ -336,22 +336,33 @@ class TickService:
                 # If this process has a doubt of its own, it reports since when: both record one
                 # gap.
                 meter, since = self.meter, self.meter.doubted_since
-                self.owner.tell_proven(meter.session.identity, 0, meter.alive_at, since)
+                more = {} if since is None else {"came_at": since}
+                self.owner.tell_proven(meter.session.identity, 0, meter.alive_at, **more)
             self._is_awaited = True
             self.await_proof(now_ms)
             if self.meter.promised_until > now_ms:
                 self._proven(now_ms)  # a heartbeat cannot be asked for more
+        elif at_once and self.meter.is_losing:
+            # The loss is not recorded yet, so only this process knows when the last socket went.
+            self.owner.tell_proven(self.meter.session.identity, 0, self.meter.alive_at, gone=True)
 
     def proven_elsewhere(
-        self, until_ms: int, now_ms: int, at_ms: int = 0, came_at: int | None = None
+        self,
+        until_ms: int,
+        now_ms: int,
+        at_ms: int = 0,
+        came_at: int | None = None,
+        *,
+        is_gone: bool = False,
     ) -> None:
         """Takes another process's report of a proof of life.
 
         Ticks may go out until ``until_ms``; the proof came in at ``at_ms``. ``came_at``: that
-        process asks others, too, because a socket joined there at that instant.
+        process asks others, too, because a socket joined there at that instant. ``is_gone``: that
+        process has lost its last socket at ``at_ms``.
         """
         if self.meter.is_in_doubt:
-            self.meter.confirm(at_ms, now_ms, came_at)
+            self.meter.confirm(at_ms, now_ms, came_at, is_gone=is_gone)
             self._drain()
         self.proven_until = max(self.proven_until, until_ms)
         # The sockets here answer for themselves: their last proof is older than the question.

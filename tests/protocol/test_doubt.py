@@ -334,3 +334,24 @@ def test_loss_that_is_recorded_after_a_join_is_the_gap() -> None:
     bench.accept()
     assert not bench.meter.is_in_doubt
     assert bench.step.standing.gaps == ((PROVEN_AT, PROVEN_AT + 500, False),)
+
+
+@pytest.mark.parametrize("ago_ms", [500, limits.DOUBT_MS, 3_000])
+def test_last_socket_of_another_process_that_has_gone_is_no_proof(ago_ms: int) -> None:
+    """Its process knows when the socket went, however short ago."""
+    bench = cut()
+    assert come(bench, has_others=True)
+    came_at, gone_at = bench.now, bench.now - ago_ms
+    bench.run(20)
+    bench.meter.confirm(gone_at, bench.now, is_gone=True)
+    assert bench.meter.is_in_doubt
+    bench.run(limits.DOUBT_WAIT_MS)
+    assert bench.step.standing.gaps == ((max(gone_at, PROVEN_AT), came_at, False),)
+
+
+def test_living_socket_beside_one_that_has_gone_ends_the_doubt() -> None:
+    bench = cut()
+    assert come(bench, has_others=True)
+    bench.meter.confirm(bench.now - 500, bench.now, is_gone=True)
+    bench.meter.confirm(bench.now - 100, bench.now)
+    assert not bench.meter.is_in_doubt

@@ -111,3 +111,29 @@ def test_request_behind_two_doubts_ends_time_at_the_newest_proof(
         act("join", client="third", node="node.b", session="s1", last_seq=0),
         act("ask", client="second", session="s1", event=event),
     )
+
+
+@pytest.mark.parametrize("watched", [None, NODE, "node.b"])
+@pytest.mark.parametrize("mishap", [["lost", 1000], ["late", 1000]])
+@pytest.mark.parametrize("away", [0.5, 0.9])
+def test_join_elsewhere_before_repeat_of_loss_bills_no_absence(
+    lab: Laboratory, watched: str | None, mishap: list[object], away: float
+) -> None:
+    """A client is back at another process before its loss is recorded.
+
+    The process that it has left knows when, and says so.
+    """
+    watch = [] if watched is None else [act("watch", client="c-w", node=watched, session="s1")]
+    run(
+        lab,
+        pay("cat9", 9_000_000),
+        act("serve", node="node.b"),
+        start("s1"),
+        *watch,
+        wait(5),
+        mishaps(NODE, "redis", mishap),
+        act("close", client="c-s1"),
+        wait(away),
+        act("join", client="back", node="node.b", session="s1", last_seq=0),
+        wait(25),
+    )
