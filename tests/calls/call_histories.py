@@ -4,12 +4,13 @@ import gzip
 import json
 import random
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from protocol.metering.records import EntryPosted
 from protocol.metering.terms import minutes_begun
 from server.calls.billing import session_id_of
+from tests.calls.call_auditor import CallAuditor
 from tests.calls.fake_calls import FakeCalls, FakePresence, FakeRun, SentWebhook
 from tests.calls.fake_livekit import FakeLiveKit
 from tests.calls.fake_stream import FakeStream
@@ -17,6 +18,7 @@ from tests.calls.virtual_calls import TOLERANCE_MS, VirtualCalls
 from tests.simulation.driver import Laboratory
 from tests.simulation.virtual import START_AT, VirtualLoop, run
 from tests.simulation.virtual_cluster import VirtualCluster
+from tests.simulation.virtual_redis import ScriptChange
 
 CREDIT = 1_000_000
 USERS = ("ann", "bob", "cy")
@@ -27,6 +29,8 @@ DATA: tuple[dict[str, str], ...] = (
 """A call's own data, by which it is mapped."""
 LOST = 0.1
 """Chance of an event to be lost: nothing ever sends it again."""
+AUDITED_EVERY = 4
+"""One history in this many is audited after every event."""
 Engine = Literal["redis", "postgres"]
 Name = tuple[str, str]
 """Run and user."""
@@ -50,6 +54,7 @@ class CallHistory:
             )  # fmt: skip
         self.fake = fake
         self.calls = VirtualCalls(cluster, fake, self.random)
+        self.auditor = CallAuditor(self.calls) if seed % AUDITED_EVERY == 0 else None
         self.calls.lost = self._is_lost
         self.calls.late_ms = self._late_ms
         self.heard: Counter[str] = Counter()
@@ -73,6 +78,8 @@ class CallHistory:
         for at, work in timetable:
             await self.calls.advance(max(0, first + at - self.calls.now))
             work()
+            if self.auditor is not None:
+                self.auditor.audit()
             if self.random.random() < 0.12:
                 self._strike()
             await self._serve_again(restart_at)
@@ -96,6 +103,8 @@ class CallHistory:
         if not cluster.nodes:
             await self.calls.serve()
         await self.calls.settled()
+        if self.auditor is not None:
+            self.auditor.audit()
 
     async def _begin_with(self, processes: int) -> None:
         """Processes, a flusher, and credits for everybody."""
@@ -348,7 +357,7 @@ def _unpacked(sent: SentWebhook) -> bytes:
     return gzip.decompress(sent.body) if sent.body[:2] == b"\x1f\x8b" else sent.body
 
 
-def play_history(seed: int, lab: Laboratory) -> Any:
+def play_history(seed: int, lab: Laboratory, mutations: Sequence[ScriptChange] = ()) -> Any:
     """Plays a history, checks its bills, and replays it; returns the bills."""
     found: list[Any] = []
 
@@ -364,79 +373,6 @@ def play_history(seed: int, lab: Laboratory) -> Any:
             history.calls.cluster.stop()
             await history.calls.cluster.settle()
 
-    with lab.emptied():
-        run(main)
-    return found[0]
-
-
-class OneDeath(CallHistory):
-    """A fixed call whose process dies at one message to an engine.
-
-    The event of a leave comes late, so that a correction is made too.
-    """
-
-    def __init__(
-        self, lab: Laboratory, loop: VirtualLoop, where: Engine, message: int, *, after: bool
-    ) -> None:
-        super().__init__(0, lab, loop)
-        self.is_livekit = False
-        self.calls.lost = lambda sent: False
-        self.calls.late_ms = lambda: [0]
-        self.credits = dict.fromkeys(self.credits, 1_000 * CREDIT)
-        self.where, self.message, self.after = where, message, after
-        self.spare = 0
-        """Messages that the first process had left when it was to die; 0: it died."""
-
-    async def play(self) -> None:
-        """Lets the call happen; another process goes on after the death."""
-        calls, fake = self.calls, self.fake
-        await self._begin_with(1)
-        first = calls.cluster.nodes[0]
-        calls.kill_at(first, self.where, self.message, after=self.after)
-        run_ = fake.start("default:one", kind="class")
-        there = [fake.join(run_, "ann"), fake.join(run_, "bob")]
-        await self._pass(70_000)
-        fake.leave(run_, there[0])
-        calls.late_ms = lambda: [15_000]
-        calls.collect()
-        calls.late_ms = lambda: [0]
-        await self._pass(5_000)
-        fake.join(run_, "cy")
-        await self._pass(20_000)
-        fake.end(run_)
-        await self._pass(30_000)
-        await calls.settled()
-        line = first.line if self.where == "redis" else first.postgres
-        self.spare = len(line.mishaps)
-        await self.heal()
-
-    async def _pass(self, ms: int) -> None:
-        """Lets time pass, with a process again three seconds after the death."""
-        until = self.calls.now + ms
-        while self.calls.now < until:
-            await self.calls.advance(1_000)
-            if not self.calls.cluster.nodes:
-                await self.calls.advance(3_000)
-                await self.calls.serve()
-
-
-def play_one_death(lab: Laboratory, where: Engine, message: int, *, after: bool) -> int:
-    """Plays a fixed call with one death, and checks its bills.
-
-    Returns how many messages were left until the death: 0 where the process died.
-    """
-    found: list[int] = []
-
-    async def main(loop: VirtualLoop) -> None:
-        history = OneDeath(lab, loop, where, message, after=after)
-        try:
-            await history.play()
-            history.check()
-            found.append(history.spare)
-        finally:
-            history.calls.cluster.stop()
-            await history.calls.cluster.settle()
-
-    with lab.emptied():
+    with lab.emptied(mutations):
         run(main)
     return found[0]

@@ -2,8 +2,10 @@
 
 import pytest
 
-from tests.calls.call_histories import Engine, play_history, play_one_death
+from tests.calls.call_histories import Engine, play_history
+from tests.calls.one_death import play_one_death
 from tests.simulation.driver import Laboratory
+from tests.simulation.virtual_redis import Mutation
 
 SHORT, LONG, BATCH = 6, 1_000, 20
 pytestmark = pytest.mark.usefixtures("quiet_logs")
@@ -23,6 +25,13 @@ def test_a_thousand_histories(lab: Laboratory, first: int) -> None:
 
 def test_the_same_history_has_the_same_bills(lab: Laboratory) -> None:
     assert play_history(3, lab) == play_history(3, lab)
+
+
+def test_the_auditor_notices_a_script_that_charges_wrongly(lab: Laboratory) -> None:
+    charge = "call('HINCRBY', KEYS[4], 'balance', whole(-step.charge))"
+    wrong = Mutation("commit", charge, charge.replace("step.charge", "step.charge - 1"))
+    with pytest.raises(AssertionError, match="balance"):
+        play_history(0, lab, [wrong])
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])

@@ -62,7 +62,7 @@ def _check_numbers(state: State) -> None:
 
 def _check_session(auditor: Auditor, state: State, name: str, session: dict[str, Any]) -> None:
     world, minutes = auditor.world, auditor.minutes[name]
-    _check_minutes(session, minutes, auditor.zone(session["identity"]))
+    check_minutes(session, minutes, auditor.zone(session["identity"]))
     ended = auditor.ended.get(name)
     assert (ended is not None) == (session["standing"]["phase"] == "ended"), name
     if ended is not None:
@@ -194,7 +194,7 @@ def _instant(segments: Segments, counted: int) -> int | None:
     return None
 
 
-def _check_minutes(session: dict[str, Any], rows: list[dict[str, Any]], zone: str) -> None:
+def check_minutes(session: dict[str, Any], rows: list[dict[str, Any]], zone: str) -> None:
     """Every minute is recorded once, with length, price and time of beginning."""
     identity, standing = session["identity"], session["standing"]
     terms, free_ms = identity["terms"], standing["free_ms"]
