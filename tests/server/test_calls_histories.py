@@ -1,7 +1,8 @@
 """Histories of calls: lost, late and repeated facts, dying processes.
 
 After the sweep's truth each bill is that of the true call, within the tolerance; the same facts
-again change nothing.
+again change nothing. These histories work on the meter alone; ``tests/calls`` has a thousand of the
+whole, from the webhook to the bill.
 """
 
 import random
@@ -14,7 +15,7 @@ from tests.server.call_desk import CallDesk
 from tests.simulation.cluster import Cluster, Node
 from tests.simulation.people import CREDIT
 
-SHORT, LONG = 6, 1_000
+HISTORIES = 6
 CALL_MS = 1_200_000
 SLACK_MS = 1_000
 """The last increment."""
@@ -60,10 +61,7 @@ class History:
         return total
 
 
-@pytest.mark.parametrize(
-    "seed",
-    [seed if seed < SHORT else pytest.param(seed, marks=pytest.mark.full) for seed in range(LONG)],
-)
+@pytest.mark.parametrize("seed", range(HISTORIES))
 async def test_bills_are_those_of_the_true_call(cluster: Cluster, node: Node, seed: int) -> None:
     for who in ("ann", "ben"):
         await cluster.grant(1_000 * CREDIT, who)
