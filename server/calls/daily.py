@@ -7,7 +7,7 @@ import base64
 import hashlib
 import hmac
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Annotated, Any, Final
 from urllib.parse import quote
 
 import msgspec
@@ -44,9 +44,9 @@ class DailyMeeting(msgspec.Struct):
 
 
 class DailyMeetings(msgspec.Struct):
-    """The newest meetings of a room."""
+    """The newest meetings of a room; to list none is no end."""
 
-    data: list[DailyMeeting] = []
+    data: Annotated[list[DailyMeeting], msgspec.Meta(min_length=1)]
 
 
 class DailyAdapter:
@@ -114,8 +114,7 @@ class DailyAdapter:
         """Asks for the room's newest meeting."""
         asked_at_ms, query = self._now_ms(), {"room": run.call, "limit": "1"}
         body = await self._client.ask("GET", "/meetings", headers=self._headers, query=query)
-        found = rest.read_answer(NAME, b"{}" if body is None else body, DailyMeetings).data
-        meeting = found[0] if found else DailyMeeting()
+        meeting = rest.read_answer(NAME, body or b"", DailyMeetings).data[0]
         try:
             people = [each for each in meeting.participants if each.get("user_id") is not None]
             presences = tuple(_presence(each, meeting.ongoing) for each in people)
@@ -125,7 +124,7 @@ class DailyAdapter:
         return call_facts.CallTruth(
             provider=NAME, call=run.call, call_session=run.call_session, asked_at_ms=asked_at_ms,
             started_at_ms=started_ms, ended=not meeting.ongoing, ended_at_ms=None,
-            presences=presences, has_history=bool(found), complete=True,
+            presences=presences, has_history=True, complete=True,
             durations_ms=rest.summed_durations_ms(presences),
         )  # fmt: skip
 

@@ -84,6 +84,8 @@ class LiveKitRest:
         """The room, when it is still the same run."""
         names = [run.rest_name] if run.rest_name else []
         found = await self._ask("ListRooms", {"roomList": True}, {"names": names})
+        if found is None:
+            raise unusable(NAME)  # no LiveKit is there: that says nothing about the room
         for room in _objects(found, "rooms"):
             if text(room, "sid") == run.call_session:
                 return room
@@ -91,7 +93,8 @@ class LiveKitRest:
 
     async def _participants(self, name: str) -> list[Mapping[str, Any]]:
         grants = {"roomAdmin": True, "room": name}
-        return _objects(await self._ask("ListParticipants", grants, {"room": name}), "participants")
+        found = await self._ask("ListParticipants", grants, {"room": name})
+        return _objects(found or {}, "participants")
 
     async def _ask(self, method: str, grants: dict[str, Any], body: dict[str, Any]) -> Any:
         now_s = self._now_ms() // 1000
@@ -108,7 +111,7 @@ class LiveKitRest:
         answer = await self._client.ask(
             "POST", PATH + method, headers={"Authorization": f"Bearer {token}"}, body=body
         )
-        return {} if answer is None else read_answer(NAME, answer, dict[str, Any])
+        return None if answer is None else read_answer(NAME, answer, dict[str, Any])
 
 
 def _objects(answer: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]:

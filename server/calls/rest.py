@@ -46,9 +46,10 @@ class RestClient:
         query: Mapping[str, str] | None = None,
         body: Any = None,
     ) -> bytes | None:
-        """The body of a successful answer; None without such an object.
+        """The body of a successful answer; None: there is no such object.
 
-        ``path`` is percent-encoded. Raises :class:`ProviderError`.
+        A 404 that is no JSON is a proxy's, and says nothing about a call. ``path`` is
+        percent-encoded. Raises :class:`ProviderError`.
         """
         url = f"{self._url}{path}" + (f"?{urlencode(query)}" if query else "")
         sent = None if body is None else msgspec.json.encode(body)
@@ -59,7 +60,7 @@ class RestClient:
             )
         except HttpFailedError as error:
             raise ProviderError(f"{self._provider} does not answer: {error}") from None
-        if answer.status == 404:
+        if answer.status == 404 and _is_object(answer.body):
             return None
         if not 200 <= answer.status < 300:
             raise ProviderError(
@@ -93,6 +94,15 @@ def read_answer(provider: str, body: bytes, answer_type: type[Read]) -> Read:
         return msgspec.json.decode(body, type=answer_type)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         raise unusable(provider) from None
+
+
+def _is_object(body: bytes) -> bool:
+    """Whether a body is a JSON object, as providers describe errors."""
+    try:
+        msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return False
+    return True
 
 
 def unusable(provider: str, error: RefusedEventError | None = None) -> ProviderError:

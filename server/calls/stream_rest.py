@@ -79,7 +79,12 @@ class StreamRest:
     async def _call(self, run: CallRun) -> VideoCall | None:
         """The call as it is now; None when Stream knows none."""
         body = await self._ask("GET", _path(run))
-        return None if body is None else read_answer(NAME, body, VideoCallAnswer).call
+        if body is None:
+            return None
+        call = read_answer(NAME, body, VideoCallAnswer).call
+        if call.cid != run.call:
+            raise unusable(NAME)  # of another call, which says nothing about this one's end
+        return call
 
     async def _sessions(
         self, run: CallRun

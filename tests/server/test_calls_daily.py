@@ -139,9 +139,6 @@ async def test_its_rest_tells_the_truth_and_ends(site: ProviderSite, adapter: Da
     truth = await adapter.sweep(RUN)
     assert not truth.ended
     assert [one.to_at_ms for one in truth.presences] == [None] * 2
-    site.fixed = (404, {}, b"{}")
-    truth = await adapter.sweep(RUN)
-    assert (truth.ended, truth.has_history, truth.presences) == (True, False, ())
     site.asked.clear()
     await adapter.end(RUN, "ann")
     await adapter.end(RUN, None)
@@ -149,7 +146,19 @@ async def test_its_rest_tells_the_truth_and_ends(site: ProviderSite, adapter: Da
     site.fixed = (500, {}, b"{}")
     with pytest.raises(ProviderError):
         await adapter.end(RUN, "ann")
-    for answer in (b"", b"[]", b'{"data":5}', meetings(participants=[{"user_id": "ann"}])):
+    # A meeting that is not listed yet, or a site that is not Daily's, ends no call.
+    for answer in (
+        b"",
+        b"[]",
+        b"{}",
+        b'{"data":[]}',
+        b'{"data":5}',
+        meetings(participants=[{"user_id": "ann"}]),
+    ):
         site.fixed = (200, {}, answer)
+        with pytest.raises(ProviderError):
+            await adapter.sweep(RUN)
+    for answer in (b"{}", b"<html>not here</html>"):
+        site.fixed = (404, {}, answer)
         with pytest.raises(ProviderError):
             await adapter.sweep(RUN)

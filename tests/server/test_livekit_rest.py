@@ -139,3 +139,12 @@ async def test_undocumented_answers_are_errors(
         await adapter.sweep(run)
     with contextlib.suppress(ProviderError):
         await adapter.end(run, "ann")
+
+
+@pytest.mark.parametrize("answer", [b"", b"<html>", b'{"code":"bad_route"}'])
+async def test_a_site_that_has_no_rooms_ends_none(
+    answer: bytes, site: ProviderSite, adapter: LiveKitAdapter
+) -> None:
+    site.fixed = (404, {}, answer)
+    with pytest.raises(ProviderError):
+        await adapter.sweep(CallRun(call="RM_1", call_session="RM_1", rest_name="room"))

@@ -166,3 +166,20 @@ async def test_undocumented_answers_are_errors(
     site.fixed = (200, {}, answer if isinstance(answer, bytes) else json.dumps(answer).encode())
     with pytest.raises(ProviderError):
         await adapter.sweep(CallRun(call="default:maths", call_session="s"))
+
+
+OTHERS: list[tuple[int, bytes]] = [
+    (200, b'{"call":{}}'),
+    (200, b'{"call":{"cid":"default:other","current_session_id":""}}'),
+    (404, b""),
+    (404, b"<html>no such site</html>"),
+]
+
+
+@pytest.mark.parametrize(("status", "answer"), OTHERS)
+async def test_an_answer_that_is_not_about_the_call_ends_it_not(
+    status: int, answer: bytes, site: ProviderSite, adapter: StreamAdapter
+) -> None:
+    site.fixed = (status, {}, answer)
+    with pytest.raises(ProviderError):
+        await adapter.sweep(CallRun(call="default:maths", call_session="s-1"))
