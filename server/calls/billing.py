@@ -1,14 +1,12 @@
 """Who pays for whom in a run, and the session's name."""
 
-import base64
-import hashlib
 from typing import Literal
 
 import msgspec
 
 from protocol import limits
 from server.access.principals import tenant_of
-from server.calls.limits import USER_HASH_CHARACTERS
+from server.gateway.session_start import call_user_hash
 
 Devices = Literal["union", "sum"]
 """How two devices of one participant count: once, or each for itself."""
@@ -53,5 +51,4 @@ def session_id_of(provider: str, call_session: str, user_id: str) -> str:
     name = f"call:{provider}:{call_session}:{user_id}"
     if len(name) <= limits.ID_CHARACTERS_MAX:
         return name
-    digest = base64.urlsafe_b64encode(hashlib.sha256(user_id.encode()).digest()).decode()
-    return f"call:{provider}:{call_session}:~{digest[:USER_HASH_CHARACTERS]}"
+    return f"call:{provider}:{call_session}:~{call_user_hash(user_id)}"

@@ -7,15 +7,14 @@ from server import limits as server_limits
 from server.limits import JWT_LEEWAY_MS
 from storage import limits as storage_limits
 
-USER_HASH_CHARACTERS: Final = 22  # PROTOCOL
-"""Characters of the hash in place of a user whose id makes a call's session id too long."""
 CALL_PARTICIPANTS_PLANNED_MAX: Final = 1_000
 """Participants in one plan of a call: with 60 bytes each they fit into a body."""
 CALL_FACT_LEASE_MS: Final = 15_000
 """Time that a process has to apply a fact that came in here; then any process may take it over. It
 doubles with each failed attempt, up to sixty-four times."""
 CALL_FACT_APPLY_MS: Final = 10_000
-"""Longest attempt to apply one fact."""
+"""Longest attempt to apply one fact. It doubles as the lease does: the end of a run with thousands
+of participants takes longer."""
 CALL_FACTS_WAITING_MAX: Final = 4_096
 """Facts that one process has in memory to be applied. Those beyond wait in Postgres."""
 CALL_FACTS_TAKEN_MAX: Final = 256
@@ -35,6 +34,10 @@ CALL_FACT_MAPPINGS_MAX: Final = 4
 CALL_DATA_ATTEMPTS: Final = 2
 """Failed attempts at a fact after which a provider that does not answer is not asked any more for
 the call's own data, and the default counts: after half a minute."""
+CALL_DATA_MS: Final = 5_000
+"""How long one attempt waits for a provider to say the call's own data."""
+CALL_PARTICIPANTS_BROUGHT_AT_ONCE_MAX: Final = 8
+"""Participants of one run that a fact or a sweep of the whole run brings side by side."""
 CALL_RUNS_HEARD_OF_MAX: Final = 4_096
 """Runs of which one process remembers that their provider has said the call's own data."""
 CALL_PARTICIPANTS_ENDED_MAX: Final = 10_000
@@ -49,6 +52,8 @@ CALL_SWEEP_SOON_MS: Final = 5_000
 """Time after which a run is swept that has ended, or of which an event says too little."""
 CALL_SWEEP_MS: Final = 30_000
 """Longest sweep of one run."""
+CALL_FACTS_SWEPT_PER_BATCH: Final = 100
+"""Facts of a sweep that one statement keeps; other work runs between two batches."""
 CALL_SWEEP_LEASE_MS: Final = 60_000
 """Time after which another process may sweep a run that a process took and did not sweep."""
 CALL_SWEEP_FAILURES_MAX: Final = 100
@@ -117,6 +122,7 @@ SETTLEMENT_STEPS_MAX: Final = 8
 
 # A fact is applied, or given up, before another process takes it over.
 assert CALL_FACT_APPLY_MS < CALL_FACT_LEASE_MS
+assert CALL_DATA_MS < CALL_FACT_APPLY_MS
 assert 1_000 * CALL_FACTS_LOOK_S < CALL_FACT_LEASE_MS
 assert CALL_SWEEP_MS < CALL_SWEEP_LEASE_MS <= CALL_SWEEP_INTERVAL_MS
 assert CALL_SWEEPS_PER_LOOK_MAX <= storage_limits.DATABASE_CONNECTIONS_MAX

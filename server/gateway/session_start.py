@@ -1,5 +1,8 @@
 """Decides a session's identity before it starts: terms, account, free time."""
 
+import base64
+import hashlib
+
 from protocol.metering.session import Identity, free_key
 from protocol.metering.steps import StartBasis
 from protocol.metering.terms import Terms
@@ -19,6 +22,7 @@ CALL_PREFIX = "call:"
 """The beginning of the ids of calls' sessions (PROTOCOL section 5)."""
 CALL_COLONS = 3
 """Colons in such an id: before the provider, the run and the user."""
+CALL_USER_HASH_CHARACTERS = 22
 
 
 async def join_or_start(
@@ -121,6 +125,12 @@ async def identity_of(
     return identity, basis
 
 
+def call_user_hash(user_id: str) -> str:
+    """What stands for a user whose id makes a call's session id too long (PROTOCOL section 5)."""
+    digest = base64.urlsafe_b64encode(hashlib.sha256(user_id.encode()).digest()).decode()
+    return digest[:CALL_USER_HASH_CHARACTERS]
+
+
 def check_call_id(session_id: str, user_id: str, terms: Terms) -> None:
     """Raises ``forbidden`` for a call's id that the user may not start.
 
@@ -129,7 +139,7 @@ def check_call_id(session_id: str, user_id: str, terms: Terms) -> None:
     """
     if not session_id.startswith(CALL_PREFIX) or session_id.count(":") < CALL_COLONS:
         return
-    is_own = session_id.endswith(f":{user_id}") or ":~" in session_id
+    is_own = session_id.endswith((f":{user_id}", f":~{call_user_hash(user_id)}"))
     if not (is_own and terms.is_provided):
         raise PeerError(ErrorCode.FORBIDDEN, "the id is that of another user's call")
 

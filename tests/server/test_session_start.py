@@ -103,7 +103,9 @@ async def test_unknown_kinds_and_unprepared_sessions_are_refused(
     ("session_id", "kind", "is_allowed"),
     [
         ("call:stream:run:ann", "call", True),
-        ("call:stream:run:~kzXh0wcUq0kV5bXQF7sXTw", "call", True),
+        ("call:stream:run:~SZFeDX1LQC4wF9AQvBwOg8", "call", True),
+        ("call:stream:run:~kzXh0wcUq0kV5bXQF7sXTw", "call", False),  # of another long id
+        ("call:stream:~:ben", "call", False),
         ("call:stream:run:ben", "call", False),
         ("call:stream:run:ann", "chat", False),  # a cheaper kind
         ("call:42", "chat", True),  # an application's own
