@@ -124,7 +124,8 @@ class Settlement:
             call_id=call.call_id,
             call_session=call.call_session,
             user_id=billing.user_id,
-            account_id=billing.account_id,
+            # A page, or another name of the user, may have begun it: who paid is corrected.
+            account_id=ended.account_id if ended is not None else billing.account_id,
             started_at=began_at,
             ended_at=until,
             elapsed_ms=ended.elapsed_ms if ended is not None else 0,

@@ -252,3 +252,21 @@ async def test_an_operators_end_is_kept(desk: CallDesk, node: Node) -> None:
     await desk.ended(node)
     known = await desk.duration()
     assert (known.reason, known.uncollected_ms, known.corrections) == ("operator", MINUTE_MS, ())
+
+
+async def test_a_correction_is_of_the_account_that_paid(
+    desk: CallDesk, node: Node, cluster: Cluster, connection: Connection
+) -> None:
+    """A second name of the user, say, or a page that has begun the session."""
+    await cluster.grant(100 * CREDIT, "rich")
+    await desk.joined(node)
+    desk.billing["ann"] = Billing(user_id="ann", account_id="rich")
+    await connection.execute(
+        """UPDATE call_participants SET mapping = mapping || '{"account_id": "rich"}'"""
+    )
+    await cluster.advance(5 * MINUTE_MS)
+    await desk.left(node, duration_ms=2 * MINUTE_MS)
+    await desk.ended(node)
+    (correction,) = (await desk.duration()).corrections
+    assert correction.credits_micros == -3 * CREDIT
+    assert await balance(cluster) == 98 * CREDIT

@@ -10,6 +10,7 @@ VALUES (
     $18::text::jsonb, $19::text::jsonb, $20, now()
 )
 ON CONFLICT (tenant, session_id) DO UPDATE SET
+    account_id = excluded.account_id,
     started_at = excluded.started_at,
     ended_at = excluded.ended_at,
     elapsed_ms = excluded.elapsed_ms,
