@@ -37,7 +37,9 @@ class CallProviders:
         if api_key is None or secret is None:
             return None
         client = self._client("stream", settings.stream_api_url)
-        return StreamAdapter(secret, StreamRest(client, api_key, secret, self._now_ms))
+        rest = StreamRest(client, api_key, secret, self._now_ms)
+        is_trusted = settings.stream_custom_data == "trusted"
+        return StreamAdapter(secret, rest, trusts_custom=is_trusted)
 
     def _livekit(self, settings: Settings) -> Adapter | None:
         url, api_key = settings.livekit_url, settings.livekit_api_key

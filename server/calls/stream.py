@@ -58,8 +58,10 @@ class StreamAdapter:
     name = NAME
     has_duration = True
 
-    def __init__(self, secret: str, rest: StreamRest) -> None:
+    def __init__(self, secret: str, rest: StreamRest, *, trusts_custom: bool = True) -> None:
+        """``trusts_custom``: only backends may write a call's custom data."""
         self._secret = secret.encode()
+        self._trusts_custom = trusts_custom
         self._rest = rest
 
     def verify(self, headers: Mapping[str, str], body: bytes, now_ms: int) -> None:
@@ -87,7 +89,8 @@ class StreamAdapter:
         if kind is None:
             kind = FactKind.STARTED if ended_ms is None else FactKind.ENDED
         created_ms = _created_ms(event)
-        custom = custom_texts(event.call.custom) if event.call is not None else {}
+        said = event.call.custom if event.call is not None else None
+        custom = custom_texts(said if self._trusts_custom else None)
         key = _key(event, body)
         if kind in (FactKind.JOINED, FactKind.LEFT):
             return _of_participant(event, kind, call, session_id, key, custom)
@@ -103,7 +106,8 @@ class StreamAdapter:
 
     async def sweep(self, run: CallRun) -> CallTruth:
         """Asks for the call, its session and all participants' sessions."""
-        return await self._rest.sweep(run)
+        truth = await self._rest.sweep(run)
+        return truth if self._trusts_custom else msgspec.structs.replace(truth, custom={})
 
     async def end(self, run: CallRun, participant: str | None) -> None:
         """Kicks the participant, or marks the call as ended."""

@@ -72,6 +72,9 @@ class Settings(BaseSettings):
     stream_api_key: str | None = Field(default=None, min_length=1)
     stream_secret_key: SecretStr | None = None
     stream_api_url: str = "https://video.stream-io-api.com"
+    stream_custom_data: Literal["ignored", "trusted"] = "ignored"
+    """Whether a call's custom data say whose it is. Stream lets a client who may create or update a
+    call write them, and so name another payer."""
     livekit_url: str | None = None
     """Of the project or server; LiveKit shows it with ``wss``, which is read as https."""
     livekit_api_key: str | None = Field(default=None, min_length=1)

@@ -7,9 +7,12 @@ from typing import Any
 import pytest
 from pydantic import SecretStr, ValidationError
 
+from server.calls.facts import CallRun
 from server.calls.providers import CallProviders
 from server.runtime.settings import Settings
 from server.runtime.start_checks import halves
+from tests.calls.fake_stream import API_KEY, SECRET, FakeStream
+from tests.calls.site import served
 
 STREAM = {"stream_api_key": "key", "stream_secret_key": SecretStr("secret")}
 LIVEKIT = {
@@ -68,3 +71,23 @@ def test_a_provider_that_is_set_up_in_part_is_a_reason_not_to_start(name: str) -
 def test_settings_that_cannot_be_are_refused(wrong: dict[str, str]) -> None:
     with pytest.raises(ValidationError):
         Settings(**wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("empty_environment")
+@pytest.mark.parametrize("is_trusted", [False, True])
+async def test_what_streams_clients_may_write_names_no_payer_unless_it_is_trusted(
+    is_trusted: bool,
+) -> None:
+    fake = FakeStream(1_790_000_000_000)
+    run = fake.start("default:maths", payer="the headmaster", org="acme")
+    (started,) = fake.take()
+    with served(fake) as site:
+        data = {"stream_custom_data": "trusted"} if is_trusted else {}
+        keys = {"stream_api_key": API_KEY, "stream_secret_key": SecretStr(SECRET)}
+        providers = made(**keys, stream_api_url=site.url, **data)
+        adapter = providers.adapters["stream"]
+        (fact,) = adapter.facts(started.body)
+        truth = await adapter.sweep(CallRun(call=run.call, call_session=run.session))
+        providers.close()
+    expected = run.custom if is_trusted else {}
+    assert fact.custom == truth.custom == expected
