@@ -138,6 +138,8 @@ OUTBOX_ENTRIES_MAX: Final = 1_000_000
 PAGE_ROWS_MAX: Final = 500
 CALL_FACTS_READ_MAX: Final = 2_000
 """Most facts of one run that a reader gets: the newest."""
+CALL_DEVICES_READ_MAX: Final = 20_000
+"""Devices of one run whose last facts a sweep compares with the provider's answer."""
 CALL_PARTICIPANTS_READ_MAX: Final = 500
 """Participants of a run that one query reads; a run with more is read in pages."""
 REPORT_BATCH_ROWS: Final = 1_000

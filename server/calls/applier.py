@@ -95,6 +95,11 @@ class Applier:
         while self._at_work:
             await asyncio.wait(self._at_work.values())
 
+    async def _finish(self) -> None:
+        """Waits for the runs at work now: others may always come in."""
+        if self._at_work:
+            await asyncio.wait(list(self._at_work.values()))
+
     async def applied(self, run: RunKey) -> None:
         """Waits until a run's facts in memory are applied or given up."""
         if (task := self._at_work.get(run)) is not None:
@@ -117,7 +122,7 @@ class Applier:
             self._news.clear()
             with alone("call facts"):
                 while await self.take() == call_limits.CALL_FACTS_TAKEN_MAX:
-                    await self.idle()
+                    await self._finish()
             try:
                 async with asyncio.timeout(call_limits.CALL_FACTS_LOOK_S):
                     await self._news.wait()
@@ -150,7 +155,7 @@ class Applier:
                     fact, until = queue[0]
                     # Another process may have taken it over.
                     if self.process.clock.now() < until:
-                        async with asyncio.timeout(call_limits.CALL_FACT_APPLY_MS / 1000):
+                        async with asyncio.timeout(_apply_ms(fact) / 1000):
                             await self.apply(fact)
                     queue.popleft()
                     self.waiting -= 1
@@ -259,11 +264,15 @@ class Applier:
         if adapter is None or run in self._heard_of:
             return {}
         try:
-            truth = await adapter.sweep(
-                CallRun(call=fact.call, call_session=fact.call_session, rest_name=fact.rest_name)
-            )
-        except ProviderError as error:
-            if error.retryable and attempts < call_limits.CALL_DATA_ATTEMPTS:
+            async with asyncio.timeout(call_limits.CALL_DATA_MS / 1000):
+                truth = await adapter.sweep(
+                    CallRun(
+                        call=fact.call, call_session=fact.call_session, rest_name=fact.rest_name
+                    )
+                )
+        except (ProviderError, TimeoutError) as error:
+            is_retryable = isinstance(error, TimeoutError) or error.retryable
+            if is_retryable and attempts < call_limits.CALL_DATA_ATTEMPTS:
                 raise ServiceError("the provider does not say whose call it is") from error
             log.warning("call_data_unknown", call=fact.call, error=str(error))
             return {}
@@ -283,3 +292,8 @@ class Applier:
     @property
     def _rates(self) -> RateCard:
         return self.process.rates
+
+
+def _apply_ms(fact: WaitingFact) -> int:
+    """How long an attempt may take: less than its lease (``take_facts.sql``)."""
+    return call_limits.CALL_FACT_APPLY_MS << min(max(fact.attempts - 1, 0), 6)

@@ -10,7 +10,8 @@ Time that becomes known afterwards is counted at once, as far back as an hour, u
 the limits of the moment. What that misses is settled after the run's end, by one correction.
 """
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 
 import msgspec
 import structlog
@@ -90,10 +91,16 @@ class CallMeter:
         apply the fact again later. What a limit refuses is no error: the call is ended at the
         provider, as the kind says.
         """
+        names: dict[SessionName, Billing] = {}
         for participant, billing in mapping.participants.items():
             if fact.participant in (None, participant):
-                self._check_kind(billing)
-                await self._bring(_name(fact.provider, fact.call_session, billing))
+                names[_name(fact.provider, fact.call_session, billing)] = billing
+
+        async def bring(name: SessionName) -> None:
+            self._check_kind(names[name])
+            await self._bring(name)
+
+        await _for_each(names, bring)
 
     async def confirm(self, truth: CallTruth, mapping: CallMapping) -> None:
         """Takes a sweep's answer: proofs of life, and durations.
@@ -101,15 +108,20 @@ class CallMeter:
         The answer's facts were applied before. May be repeated. Raises as :meth:`apply`.
         """
         asked: dict[SessionName, int | None] = {}
+        billings: dict[SessionName, Billing] = {}
         for participant, billing in mapping.participants.items():
-            self._check_kind(billing)
             name = _name(truth.provider, truth.call_session, billing)
             figure_ms = truth.durations_ms.get(participant) if truth.ended else None
+            billings[name] = billing
             before_ms = asked.get(name)
             asked[name] = figure_ms if before_ms is None else before_ms + (figure_ms or 0)
         heard_at = truth.asked_at_ms if truth.complete else None
-        for name, figure_ms in asked.items():
-            await self._bring(name, heard_at=heard_at, asked_ms=figure_ms)
+
+        async def bring(name: SessionName) -> None:
+            self._check_kind(billings[name])
+            await self._bring(name, heard_at=heard_at, asked_ms=asked[name])
+
+        await _for_each(asked, bring)
 
     async def figures(self, provider: str, call_session: str) -> tuple[ParticipantFigures, ...]:
         """Both clocks of a run's ended sessions; raises ``UnavailableError``."""
@@ -321,6 +333,30 @@ class CallMeter:
         identity = found.session.identity
         message = {PROVIDED: identity.session_id, "node": self.process.node}
         await self.process.live.tell(identity.tenant, identity.account_id, message)
+
+
+async def _for_each(
+    names: Iterable[SessionName], bring: Callable[[SessionName], Awaitable[None]]
+) -> None:
+    """Brings sessions, a few side by side; one that fails keeps no other from its turn.
+
+    Raises the first failure when every session has had its turn.
+    """
+    left = iter(names)
+    failures: list[Exception] = []
+
+    async def work() -> None:
+        for name in left:
+            try:
+                await bring(name)
+            except Exception as error:
+                failures.append(error)
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(call_limits.CALL_PARTICIPANTS_BROUGHT_AT_ONCE_MAX):
+            group.create_task(work())
+    if failures:
+        raise failures[0]
 
 
 def _name(provider: str, call_session: str, billing: Billing) -> SessionName:

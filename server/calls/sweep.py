@@ -9,7 +9,8 @@ Several processes share the runs: each takes those that are due, a few at a time
 
 import asyncio
 import hashlib
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
 import structlog
@@ -91,12 +92,16 @@ class Sweep:
         truth = await adapter.sweep(
             CallRun(call=run.call_id, call_session=run.call_session, rest_name=run.rest_name)
         )
-        known = [
-            msgspec.json.decode(row.fact, type=Fact)
-            for row in await self.records.facts_of(run.provider, run.call_session)
-        ]
+        known = []
+        for number, row in enumerate(await self.records.last_facts(run.provider, run.call_session)):
+            known.append(msgspec.json.decode(row.fact, type=Fact))
+            if number % call_limits.CALL_FACTS_SWEPT_PER_BATCH == 0:
+                await asyncio.sleep(0)
         self.applier.heard_of((run.provider, run.call_session))
-        await self.inbox.keep(facts_of_truth(truth, run, known), swept=True)
+        made = _facts_of_truth(truth, run, known)
+        # Thousands of participants are no long turn of the loop, and no long statement.
+        while batch := list(itertools.islice(made, call_limits.CALL_FACTS_SWEPT_PER_BATCH)):
+            await self.inbox.keep(batch, swept=True)
         await self.applier.applied((run.provider, run.call_session))
         mapping = await self.applier.mapping_of(run.provider, run.call_session)
         if mapping.participants:
@@ -125,27 +130,41 @@ def _again_at(run: SweepDue, now_ms: int) -> int | None:
 def facts_of_truth(truth: CallTruth, run: SweepDue, known: Sequence[Fact]) -> list[Fact]:
     """What a provider's answer says, as facts with keys of their own.
 
-    ``known`` are the run's facts so far. A device that the record has in the call, and that a
-    complete answer lacks, has left: as of its last proof, because absence is never billed.
+    ``known`` are the last facts of the run and of its devices. A device that the record has in the
+    call, and that a complete answer lacks, has left: as of its last proof, because absence is never
+    billed.
     """
-    made: list[Fact] = []
+    return list(_facts_of_truth(truth, run, known))
+
+
+def _facts_of_truth(truth: CallTruth, run: SweepDue, known: Sequence[Fact]) -> Iterator[Fact]:
     ended_at = _ended_at(truth, run, known)
+    last = _last(known)
     if truth.started_at_ms is not None:
         started = _fact(truth, run, FactKind.STARTED, None, truth.started_at_ms)
         # The event that had the call's own data may be lost, and the data name the payer.
-        made.append(msgspec.structs.replace(started, custom=truth.custom))
+        yield msgspec.structs.replace(started, custom=truth.custom)
     for presence in truth.presences:
-        made.append(_fact(truth, run, FactKind.JOINED, presence, presence.from_at_ms))
+        yield _fact(truth, run, FactKind.JOINED, presence, presence.from_at_ms)
+        before = last.get((presence.participant, presence.device))
+        is_here = presence.to_at_ms is None and not truth.ended
+        if (
+            before is not None
+            and before.is_guess
+            and is_here
+            and presence.from_at_ms <= before.at_ms
+        ):
+            # An earlier answer lacked the device, which was there all the time.
+            yield _fact(truth, run, FactKind.JOINED, presence, before.at_ms)
         left_at = presence.to_at_ms
         if left_at is None and truth.ended:
             left_at = max(presence.from_at_ms, ended_at)
         if left_at is not None:
-            made.append(_fact(truth, run, FactKind.LEFT, presence, left_at))
+            yield _fact(truth, run, FactKind.LEFT, presence, left_at)
     if truth.complete and not truth.has_history and not truth.ended:
-        made += _absent(truth, run, known)
+        yield from _absent(truth, run, known)
     if truth.ended and not any(fact.kind is FactKind.ENDED for fact in known):
-        made.append(_fact(truth, run, FactKind.ENDED, None, ended_at))
-    return made
+        yield _fact(truth, run, FactKind.ENDED, None, ended_at)
 
 
 def _ended_at(truth: CallTruth, run: SweepDue, known: Sequence[Fact]) -> int:
@@ -159,17 +178,22 @@ def _ended_at(truth: CallTruth, run: SweepDue, known: Sequence[Fact]) -> int:
     return min(truth.asked_at_ms, max([run.swept_at or 0, *proofs]))
 
 
-def _absent(truth: CallTruth, run: SweepDue, known: Sequence[Fact]) -> list[Fact]:
-    """The leaving of devices that only the record has in the call."""
-    here = {(presence.participant, presence.device) for presence in truth.presences}
+def _last(known: Sequence[Fact]) -> dict[Device, Fact]:
+    """The last fact of each device."""
     last: dict[Device, Fact] = {}
     for fact in known:
         name = (fact.participant, fact.device)
         if fact.participant is not None and fact.at_ms >= last.get(name, fact).at_ms:
             last[name] = fact
+    return last
+
+
+def _absent(truth: CallTruth, run: SweepDue, known: Sequence[Fact]) -> list[Fact]:
+    """The leaving of devices that only the record has in the call."""
+    here = {(presence.participant, presence.device) for presence in truth.presences}
     gone = [
         fact
-        for name, fact in last.items()
+        for name, fact in _last(known).items()
         # A device that joined while the provider answered is not gone.
         if fact.kind is FactKind.JOINED and name not in here and fact.at_ms < truth.asked_at_ms
     ]

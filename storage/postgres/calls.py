@@ -137,6 +137,14 @@ class CallRecords(Database):
             "facts_of_session", FactRow, provider, call_session, most, participant
         )
 
+    async def last_facts(self, provider: str, call_session: str) -> tuple[FactRow, ...]:
+        """Returns the last fact of each device of a run, and of the run.
+
+        In order of arrival.
+        """
+        most = storage_limits.CALL_DEVICES_READ_MAX
+        return await self._rows("last_facts", FactRow, provider, call_session, most)
+
     async def bills(
         self, from_at: int, to_at: int, after: tuple[str, str], limit: int
     ) -> tuple[CallBill, ...]:

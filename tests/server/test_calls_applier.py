@@ -7,7 +7,7 @@ import pytest
 
 from protocol.wire.errors import ServiceError
 from server.calls import limits as call_limits
-from server.calls.facts import FactKind, ProviderError
+from server.calls.facts import CallRun, CallTruth, FactKind, ProviderError
 from server.calls.mapping import CallPlan, PlannedParticipant
 from storage.rows.calls import CallFilter
 from tests.fixtures.database import Connection
@@ -237,6 +237,25 @@ async def test_a_provider_without_an_answer_is_asked_again_and_then_the_default_
         await scene.take()
     (billing,) = scene.meter.mappings[-1].participants.values()
     assert (scene.meter.applied[1:], billing.org_id) == ([(other.key, "ann")], None)
+
+
+async def test_a_provider_that_hangs_keeps_no_call_from_its_meter(
+    scene: InboxScene, server: TestServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(call_limits, "CALL_DATA_MS", 1, raising=False)
+    monkeypatch.setattr(call_limits, "CALL_FACT_APPLY_MS", 1_000)
+
+    async def hang(run: CallRun) -> CallTruth:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    monkeypatch.setattr(scene.adapter, "sweep", hang)
+    await scene.receive(JOINED)
+    assert scene.meter.applied == []
+    for _ in range(3):
+        advance(server, 4 * call_limits.CALL_FACT_LEASE_MS)
+        await scene.take()
+    assert scene.meter.applied == [(JOINED.key, "ann")]
 
 
 # --- Replays ---------------------------------------------------------------------------

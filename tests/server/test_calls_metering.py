@@ -6,6 +6,7 @@ from protocol.metering.states import Phase
 from protocol.wire.errors import ErrorCode, PeerError
 from server.calls.billing import Billing
 from server.calls.facts import FactKind
+from storage import limits as storage_limits
 from tests.server.call_desk import CallDesk, card
 from tests.simulation.cluster import Cluster, Node
 from tests.simulation.people import CREDIT
@@ -139,3 +140,30 @@ async def test_kind_with_the_servers_clock_is_refused(cluster: Cluster, node: No
     with pytest.raises(PeerError) as refused:
         await desk.joined(node)
     assert refused.value.code is ErrorCode.UNKNOWN_KIND
+
+
+async def test_one_participant_who_fails_keeps_no_other_from_the_end(
+    cluster: Cluster, node: Node
+) -> None:
+    await cluster.grant(100 * CREDIT, "ben")
+    desk = CallDesk(cluster, billing={"ann": Billing(user_id="ann", account_id="ann", kind="gone")})
+    await desk.joined(node, "ben")
+    await cluster.advance(MINUTE_MS)
+    with pytest.raises(PeerError):
+        await desk.ended(node)
+    await cluster.settle()
+    assert (await desk.row("ben")).reason == "call_ended"
+
+
+async def test_many_beginnings_hide_no_participant(
+    desk: CallDesk, node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage_limits, "CALL_FACTS_READ_MAX", 4)
+    await desk.joined(node)
+    for _ in range(4):  # members who are invited, say
+        await desk.keep(desk.fact(FactKind.STARTED))
+    await desk.cluster.advance(MINUTE_MS)
+    await desk.left(node)
+    assert await desk.standing(node) == (Phase.SUSPENDED, MINUTE_MS)
+    await desk.ended(node)
+    assert await desk.billed() == CREDIT

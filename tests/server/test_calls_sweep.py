@@ -5,7 +5,11 @@ import pytest
 
 from server.calls import limits as call_limits
 from server.calls.facts import FactKind, Presence, ProviderError
+from server.calls.inbox import to_keep
 from server.calls.sweep import facts_of_truth
+from server.calls.timeline import timeline
+from storage import limits as storage_limits
+from storage.rows.call_clocks import KeptFact
 from storage.rows.calls import SweepDue
 from tests.fixtures.server import TestServer
 from tests.server.api import advance
@@ -130,3 +134,40 @@ def test_an_end_that_the_provider_forgot_is_at_the_last_proof() -> None:
     ]
     never_swept = facts_of_truth(forgotten, due(), [JOINED, fact(at_ms=7_000, participant="ben")])
     assert never_swept[-1].at_ms == 7_000
+
+
+async def test_a_leaving_is_found_however_many_facts_a_run_has(
+    scene: InboxScene, server: TestServer
+) -> None:
+    now_ms = server.process.clock.now()
+    many = [
+        fact(FactKind.LEFT if number % 2 else FactKind.JOINED, "ben", at_ms=2_000 + number)
+        for number in range(storage_limits.CALL_FACTS_READ_MAX)
+    ]
+    await scene.records.receive(
+        [to_keep(one, None) for one in (JOINED, *many)],
+        received_at=now_ms, due_at=now_ms + 60_000, sweep_at=None, soon_at=None,
+    )  # fmt: skip
+    scene.adapter.truth = truth(has_history=False)
+    await scene.sweep.sweep(due())
+    rows = await scene.records.facts_of("stream", RUN, participant="ann")
+    kinds = [b'"left"' in bytes(row.fact) for row in rows]
+    assert kinds == [False, True]
+
+
+def test_a_device_that_one_answer_lacked_was_there_all_the_time() -> None:
+    guessed = facts_of_truth(truth(has_history=False), due(swept_at=60_000), [JOINED])
+    answered = truth(presence(), has_history=False, asked_at_ms=160_000)
+    known = [JOINED, *(one for one in guessed if one.kind is FactKind.LEFT)]
+    made = facts_of_truth(answered, due(swept_at=100_000), known)
+    facts = {one.key: one for one in (*known, *made)}
+    line = timeline(
+        [
+            KeptFact(one.device or "", one.kind, one.at_ms, is_guess=one.is_guess)
+            for one in facts.values()
+        ],
+        160_000,
+    )
+    assert (line.is_present, line.stretches) == (True, ((1_000, 160_000),))
+    again = facts_of_truth(answered, due(swept_at=160_000), list(facts.values()))
+    assert {one.key for one in again} <= set(facts)

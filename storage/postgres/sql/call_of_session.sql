@@ -1,5 +1,5 @@
 -- The run of a call that a session ($1 tenant, $2 id) meters, with the newest $3 facts of its
--- participants and of the run as a whole. Several participants may be one user: then their facts
+-- participants and ends of the run. Several participants may be one user: then their facts
 -- count together.
 SELECT row_to_json(answer)::text
 FROM (
@@ -21,7 +21,8 @@ FROM (
                     FROM call_facts AS fact
                     WHERE fact.provider = run.provider
                       AND fact.call_session = run.call_session
-                      AND (fact.participant IS NULL
+                      -- Beginnings and hints of the run, which may be many, say nothing here.
+                      AND ((fact.participant IS NULL AND fact.fact ->> 'kind' = 'ended')
                            OR fact.participant = ANY (array_agg(person.participant)))
                     ORDER BY fact.position DESC
                     LIMIT $3
