@@ -338,7 +338,7 @@ class CallMeter:
 async def _for_each(
     names: Iterable[SessionName], bring: Callable[[SessionName], Awaitable[None]]
 ) -> None:
-    """Brings sessions, a few side by side; one that fails keeps no other from its turn.
+    """Brings sessions side by side; a failure keeps back no other.
 
     Raises the first failure when every session has had its turn.
     """

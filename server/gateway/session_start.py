@@ -126,7 +126,7 @@ async def identity_of(
 
 
 def call_user_hash(user_id: str) -> str:
-    """What stands for a user whose id makes a call's session id too long (PROTOCOL section 5)."""
+    """What stands for a long user id in a call's id."""
     digest = base64.urlsafe_b64encode(hashlib.sha256(user_id.encode()).digest()).decode()
     return digest[:CALL_USER_HASH_CHARACTERS]
 

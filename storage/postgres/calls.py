@@ -138,7 +138,7 @@ class CallRecords(Database):
         )
 
     async def last_facts(self, provider: str, call_session: str) -> tuple[FactRow, ...]:
-        """Returns the last fact of each device of a run, and of the run.
+        """Returns the last facts of a run and of its devices.
 
         In order of arrival.
         """

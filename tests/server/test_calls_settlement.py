@@ -257,7 +257,7 @@ async def test_an_operators_end_is_kept(desk: CallDesk, node: Node) -> None:
 async def test_a_correction_is_of_the_account_that_paid(
     desk: CallDesk, node: Node, cluster: Cluster, connection: Connection
 ) -> None:
-    """A second name of the user, say, or a page that has begun the session."""
+    """A page may have begun the session, say."""
     await cluster.grant(100 * CREDIT, "rich")
     await desk.joined(node)
     desk.billing["ann"] = Billing(user_id="ann", account_id="rich")
