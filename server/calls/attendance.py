@@ -82,13 +82,16 @@ class Attendance:
         self._words[word.name] = word
         presence.extend(word.until)
 
-    async def attach(self, word: Word) -> CallPresence | None:
-        """Joins or starts the session; None: it may not run."""
+    async def attach(self, word: Word, *, since: int | None = None) -> CallPresence | None:
+        """Joins or starts the session; None: it may not run.
+
+        ``since``: from when its time counts; None: as the facts say.
+        """
         if len(self._presences) >= call_limits.CALL_PRESENCES_MAX:
             raise ServiceError("too many participants of calls are present on this process")
         presence = CallPresence(self, *word.name)
         try:
-            local = await self._joined(word, presence)
+            local = await self._joined(word, presence, since)
         except RefusedError as error:
             if error.code is ErrorCode.LIMIT_REACHED or await self._is_at_limit(word.name):
                 self.enforce(word)
@@ -105,7 +108,7 @@ class Attendance:
         presence.extend(word.until)
         return presence
 
-    async def _joined(self, word: Word, presence: CallPresence) -> LocalSession:
+    async def _joined(self, word: Word, presence: CallPresence, since: int | None) -> LocalSession:
         """The session, once the step that adds the presence is answered."""
         answered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -118,7 +121,7 @@ class Attendance:
                 answered.set_exception(error)
 
         pending = PendingRequest(None, None, failed=failed, shown=shown)
-        local = await self._join_or_start(word, presence, pending)
+        local = await self._join_or_start(word, presence, pending, since)
         try:
             async with asyncio.timeout(server_limits.REQUEST_TIMEOUT_MS / 1000):
                 await answered
@@ -131,11 +134,13 @@ class Attendance:
         return local
 
     async def _join_or_start(
-        self, word: Word, presence: CallPresence, pending: PendingRequest
+        self, word: Word, presence: CallPresence, pending: PendingRequest, since: int | None
     ) -> LocalSession:
         process, billing, (tenant, session_id) = self.process, word.billing, word.name
         line = word.line
-        since = line.since if line.is_present or not line.stretches else line.stretches[-1][0]
+        if since is None:
+            is_running = line.is_present or not line.stretches
+            since = line.since if is_running else line.stretches[-1][0]
         for _ in range(2):
             local = await self.registry.join(
                 presence,

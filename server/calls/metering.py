@@ -249,16 +249,22 @@ class CallMeter:
         if not is_told and found.nodes - {self.process.node}:
             await self._tell(found)
 
-    async def _visit(self, word: Word, left_at: int) -> None:
-        """Counts a stretch that became known when it was over."""
+    async def _visit(self, word: Word, left_at: int, *, is_over: bool = False) -> None:
+        """Counts a stretch that became known when it was over.
+
+        ``is_over``: the run has ended. Time that is too old for the meter, as of a call that is
+        mapped a day later, is then a session without time of its own, which the settlement
+        corrects.
+        """
         now_ms = self.process.clock.now()
-        if not word.line.stretches or left_at < now_ms - limits.PROVIDED_SINCE_MS_MAX:
+        is_old = left_at < now_ms - limits.PROVIDED_SINCE_MS_MAX
+        if not word.line.stretches or (is_old and not is_over):
             return
         if await self._known(word.name):
             return
-        presence = await self.attendance.attach(word)
+        presence = await self.attendance.attach(word, since=now_ms if is_old else None)
         if presence is not None:
-            self.attendance.lose(word.name, left_at)
+            self.attendance.lose(word.name, now_ms if is_old else left_at)
             if presence.local is not None:
                 await self.attendance.settled(presence.local)
 
@@ -278,7 +284,8 @@ class CallMeter:
         left_at = line.left_at if line.stretches else self.process.clock.now()
         is_here = self.attendance.lose(name, left_at)
         if not is_here and not is_told:
-            await self._visit(word, left_at)
+            await self._visit(word, left_at, is_over=True)
+            self.enforcement.done(name)  # the run is over, whatever a limit has refused
         found = await self.process.live.attach(*name, read_only=True)
         if found is not None and found.session.standing.phase is not Phase.ENDED:
             await self._stop(found, is_told=is_told)

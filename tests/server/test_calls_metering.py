@@ -167,3 +167,20 @@ async def test_many_beginnings_hide_no_participant(
     assert await desk.standing(node) == (Phase.SUSPENDED, MINUTE_MS)
     await desk.ended(node)
     assert await desk.billed() == CREDIT
+
+
+async def test_a_call_that_is_mapped_a_day_later_is_billed_from_its_first_fact(
+    desk: CallDesk, node: Node
+) -> None:
+    begin = desk.clock.now()
+    await desk.cluster.advance(24 * 60 * MINUTE_MS)
+    await desk.joined(node, at=begin)
+    await desk.left(node, at=begin + 10 * MINUTE_MS)
+    await desk.ended(node, at=begin + 11 * MINUTE_MS)
+    await desk.cluster.settle()
+    assert await desk.billed() == 10 * CREDIT
+    known = await desk.duration()
+    assert (known.facts_ms, known.reason, known.uncollected_ms) == (10 * MINUTE_MS, "longer", 0)
+    await desk.ended(node, at=begin + 11 * MINUTE_MS)
+    assert await desk.billed() == 10 * CREDIT
+    assert desk.provider.ended == []
