@@ -40,7 +40,7 @@ export class Leader {
   #own;
   #tab;
   #mux;
-  #followers = new Map(); // by id: the `auth` of each; null: not yet
+  #followers = new Map(); // by id: the `auth` of each, and when its token expires; null: not yet
   #socket = null;
   #isStream = false;
   #isOpened = false;
@@ -50,6 +50,7 @@ export class Leader {
   #silence; // the milliseconds since the last message
   #usage = null; // the last one
   #refreshing = null; // the tab whose new token the server checks
+  #renewedUntil = null; // the expiry of that token
 
   constructor(own, tab) {
     this.#own = own;
@@ -85,6 +86,7 @@ export class Leader {
       this.#followers.set(tab, message);
       return this.#welcome && this.#greet(tab, message);
     }
+    if (!this.#isServed(tab)) return undefined;
     if (message.type === 'refresh') {
       const lastsUntil = this.#welcome?.expires_at ?? Infinity;
       const expiresAt = expiryOf(message.token);
@@ -93,6 +95,7 @@ export class Leader {
         return this.#greet(tab, { id: message.id, expiresAt });
       }
       this.#refreshing = tab;
+      this.#renewedUntil = expiresAt;
     }
     return this.#mux.request(tab, message);
   }
@@ -153,15 +156,29 @@ export class Leader {
 
   /** Answers the token of a tab that has the claims of ours, unless it has expired. */
   #greet(tab, { id, expiresAt }) {
-    const serverTimeAt = this.#welcome.server_time_at + Math.round(this.#age());
-    if (tab !== this.#own && expiresAt <= serverTimeAt) {
-      const reason = 'the token has expired';
-      this.#tab.post([tab], 'lost', { code: CLOSED_EXPIRED, reason });
-      this.#drop(tab);
-      return;
-    }
-    this.#deliver([tab], { ...this.#welcome, server_time_at: serverTimeAt, id });
+    this.#renew(tab, expiresAt);
+    this.#deliver([tab], { ...this.#welcome, server_time_at: this.#serverTimeAt(), id });
     if (this.#usage) this.#deliver([tab], this.#usage);
+  }
+
+  #serverTimeAt() {
+    return this.#welcome.server_time_at + Math.round(this.#age());
+  }
+
+  #renew(tab, expiresAt) {
+    const auth = this.#followers.get(tab);
+    if (auth) this.#followers.set(tab, { ...auth, expiresAt });
+  }
+
+  /** Whether the tab's own token lasts; lets a follower go whose token has expired. */
+  #isServed(tab) {
+    const auth = this.#followers.get(tab);
+    if (tab === this.#own || !auth || !this.#welcome) return true;
+    if (auth.expiresAt > this.#serverTimeAt()) return true;
+    const reason = 'the token has expired';
+    this.#tab.post([tab], 'lost', { code: CLOSED_EXPIRED, reason });
+    this.#drop(tab);
+    return false;
   }
 
   #drop(tab) {
@@ -180,8 +197,19 @@ export class Leader {
 
   #deliver(tabs, message) {
     const others = tabs.filter((tab) => tab !== this.#own);
-    if (others.length) this.#tab.post(others, 'tell', { message });
+    const served = others.filter((tab) => this.#isServed(tab));
+    // Each renews its own token in time.
+    if (message.type === 'welcome') {
+      for (const tab of served) this.#tab.post([tab], 'tell', { message: this.#cut(tab, message) });
+    } else if (served.length) this.#tab.post(served, 'tell', { message });
     if (others.length < tabs.length) this.#tab.tell(message);
+  }
+
+  /** The `welcome` of a tab, with the expiry of its own token if that is earlier. */
+  #cut(tab, message) {
+    const { expiresAt = Infinity } = this.#followers.get(tab) ?? {};
+    const lastsUntil = Math.min(message.expires_at ?? Infinity, expiresAt);
+    return Number.isFinite(lastsUntil) ? { ...message, expires_at: lastsUntil } : message;
   }
 
   #receive(message) {
@@ -192,6 +220,7 @@ export class Leader {
     if (type === 'welcome') {
       this.#welcome = { type, ...rest };
       this.#age = stopwatch(this.#tab.platform);
+      if (this.#refreshing) this.#renew(this.#refreshing, this.#renewedUntil);
       this.#refreshing = null;
     } else if (type === 'usage') this.#usage = message;
     else this.#note(message);

@@ -4,7 +4,7 @@ import pytest
 
 from tests.browser.fixtures import ClientPage, chromium, context, mock_server
 from tests.browser.mock_server import SERVER_TIME_AT, snapshot, tick, warning, welcome
-from tests.browser.tab_fixtures import Tabs, tabs, token
+from tests.browser.tab_fixtures import Tabs, quote, tabs, token
 
 __all__ = ["chromium", "context", "mock_server", "tabs"]
 
@@ -281,8 +281,10 @@ async def test_one_new_token_serves_all_tabs(tabs: Tabs) -> None:
     await first.run("(ms) => clock.sleep(ms)", RENEWAL_MS)
     later = SERVER_TIME_AT + 7_200_000
     await line.answer(await line.receive("refresh"), **welcome(expires_at=later, ping_ms=0))
-    for tab in (first, second):
-        await tab.run(EXPIRES_AT, later)
+    await first.run(EXPIRES_AT, later)
+    # Its own token is renewed, and the server hears nothing of it.
+    await second.run("(ms) => clock.sleep(ms)", RENEWAL_MS)
+    await second.run(EXPIRES_AT, later)
     await second.run("(token) => { window.tokens = [token]; }", token(in_ms=7_000_000))
     await second.run("(ms) => clock.sleep(ms)", 2 * RENEWAL_MS)
     await second.run("() => { window.paused = session.pause(); }")
@@ -301,3 +303,30 @@ async def test_a_new_token_of_other_rights_has_another_connection(tabs: Tabs) ->
     assert (await new.welcome())["token"] == other
     await new.join()
     assert await line.receive_close() == 1000
+
+
+@pytest.mark.parametrize("asks", [False, True])
+async def test_a_follower_whose_token_expires_hears_nothing_more(tabs: Tabs, asks: bool) -> None:
+    """A server would close it with 4002."""
+    first = await tabs.open()
+    await first.start()
+    line = await tabs.server.line()
+    await line.welcome(ping_ms=0, expires_at=SERVER_TIME_AT + 3_600_000)
+    await line.join()
+    await first.take("session")
+    second = await tabs.follow(line, quote(token(in_ms=60_000)))
+    assert await second.run("() => meter.welcome.expires_at") == SERVER_TIME_AT + 60_000
+    await line.send(**tick(1_000))
+    for tab in (first, second):
+        await tab.take("tick")
+    await first.run("(ms) => clock.sleep(ms)", 61_000)
+    if asks:
+        await second.run("() => { session.pause().catch(() => {}); }")
+    else:
+        await line.send(**tick(2_000))
+        assert (await first.take("tick"))["elapsed_ms"] == 2_000
+    assert (await second.take("error"))["closeCode"] == 4002
+    await second.take_state("offline")
+    await first.run("() => { session.resume().catch(() => {}); }")
+    await line.receive("resume")
+    assert not tabs.server.has_new_line()
