@@ -150,6 +150,30 @@ async def test_a_leader_that_goes_costs_one_gap_at_most(
     check_gaps(receipt, 0 if how in ("frozen", "logged out") else 1)
 
 
+@pytest.mark.parametrize("how", ["closed", "crashed", "frozen", "logged out", "navigated"])
+async def test_a_session_that_only_followers_have_outlives_the_leader(
+    server: TestServer, tabs: RealTabs, how: str
+) -> None:
+    """One gap at most, and unbilled; none after a log-out."""
+    leader, follower = [await tabs.open(server.token()) for _ in range(2)]
+    await leader.run("() => start('of-the-leader')")
+    await follower.run("() => start()")
+    await follower.run("() => ticks(1)")
+    await follower.run("() => { window.back = joined(); }")
+    if how == "closed":
+        await leader.page.close()
+    elif how == "crashed":
+        await crash(leader.page)
+    elif how == "frozen":
+        await leader.run("() => { document.dispatchEvent(new Event('freeze')); }")
+    elif how == "navigated":
+        await leader.page.goto("about:blank")
+    else:
+        await leader.run("() => meter.switchUser(null)")
+    await follower.run("async () => { await back; await ticks(1); }")
+    check_gaps(await end(follower), 0 if how == "logged out" else 1)
+
+
 async def crash(page: Page) -> None:
     cdp = await page.context.new_cdp_session(page)
     async with page.expect_event("crash"):
