@@ -1,4 +1,4 @@
-"""The commands: ``python -m server web|flush|all|migrate|audit|token|calls``."""
+"""The commands: ``python -m server web|flush|all|migrate|audit|token|calls|operator``."""
 
 import asyncio
 import contextlib
@@ -24,6 +24,7 @@ from server.access.tokens import mint_token
 from server.calls.mapping import EACH, KIND_DEFAULT, CallPlan
 from server.calls.parked import parked_participants
 from server.calls.replay import ReplayResult, pause, replay
+from server.hosting.operator_commands import operator_commands
 from server.hosting.serving import serve
 from server.hosting.supervisor import Supervisor
 from server.hosting.worker import Worker
@@ -258,6 +259,13 @@ def audit() -> None:
     typer.echo("everything adds up")
 
 
+commands.add_typer(
+    operator_commands(
+        lambda work: _run(_settings(secrets=False, quietly=True), work, migrate=False)
+    ),
+    name="operator",
+)
+
 calls_commands = typer.Typer(no_args_is_help=True, help="Calls of outside providers.")
 commands.add_typer(calls_commands, name="calls")
 
@@ -381,7 +389,7 @@ def _instant_ms(text: str) -> int:
 def token(
     sub: Annotated[str, typer.Option(help="The user.")],
     org: Annotated[str | None, typer.Option(help="The user's organisation.")] = None,
-    scope: Annotated[str | None, typer.Option(help="ops: an operator.")] = None,
+    scope: Annotated[str | None, typer.Option(help="ops, ops:read or org:read.")] = None,
     ttl: Annotated[int, typer.Option(help="Seconds until it expires.")] = 3600,
     account: Annotated[str | None, typer.Option(help="The credit account; the user's own.")] = None,
     session: Annotated[

@@ -136,6 +136,8 @@ OUTBOX_ENTRIES_MAX: Final = 1_000_000
 """From this length on, a partition's outbox takes no new sessions, spends and holds: they get
 `unavailable`. Running sessions continue, and their use is recorded."""
 PAGE_ROWS_MAX: Final = 500
+OPERATOR_SESSIONS_MAX: Final = 20
+"""Most sessions of cookies of one operator or token's user; a further one ends the oldest."""
 CALL_FACTS_READ_MAX: Final = 2_000
 """Most facts of one run that a reader gets: the newest."""
 CALL_DEVICES_READ_MAX: Final = 20_000

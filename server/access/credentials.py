@@ -97,7 +97,7 @@ class Authenticator:
         bearer_hash = _hash(bearer)
         # All keys are compared, even after a match, so that the time reveals nothing.
         if sum(hmac.compare_digest(bearer_hash, known) for known in self._key_hashes):
-            return Principal(kind="key")
+            return Principal(kind="key", via="key")
         if _JWT.fullmatch(bearer) is None:
             raise _refused("neither an API key nor a JWT")
         claims = await self._verify(bearer, before_signature, network)

@@ -28,6 +28,10 @@ READERS: Final[tuple[Role, ...]] = ("ops:read", "ops")
 ACTORS: Final[tuple[Role, ...]] = ("ops",)
 """Written `a` in PROTOCOL."""
 
+Via = Literal["key", "token", "cookie", "proxy", "command"]
+"""What proved who the sender is. A browser sends a cookie, or what a proxy needs, of itself, so a
+page of another site could have it act: see ``server/http/cookies.py``."""
+
 Reach = Literal["own", "organization", "all"]
 """Whose data a principal reaches: a user's own, one organisation's, or that of every tenant."""
 
@@ -60,6 +64,7 @@ class Principal:
     issuer knows none of them."""
     expires_at: int | None = None
     """When the token expires, in epoch milliseconds; None: never."""
+    via: Via = "token"
     reach: Reach = "own"
     """What the role reaches as which the sender was admitted."""
     acts: bool = False

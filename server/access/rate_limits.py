@@ -89,7 +89,7 @@ class UserBudget:
 
         The error has the time to wait.
         """
-        if principal.kind == "user" and not principal.is_operator:
+        if not (principal.is_key or principal.is_operator):
             self.take(principal.tenant, principal.user_id)
 
     def take(self, tenant: str | None, user_id: str | None) -> None:

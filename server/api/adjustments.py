@@ -18,6 +18,7 @@ from server.api.billing import Reason
 from server.api.organizations import MONTH_PATTERN, OrgId
 from server.counters.calendars import calendar
 from server.credits.minute_adjustments import ClaimOverError
+from server.http.acts import Act
 from server.http.idempotency import (
     IdempotentRequest,
     claim_under_way,
@@ -76,10 +77,21 @@ class AdjustmentMade(msgspec.Struct, frozen=True, kw_only=True):
     ]
 
 
+async def _minutes_before(request: Request) -> object:
+    """The member's recorded minutes of the month under way."""
+    process, tenant = process_of(request), tenant_of(path_id(request), "")
+    user_id = path_id(request, "user")
+    found = await process.records.load_member(tenant, user_id, [])
+    month = date.fromisoformat(calendar(found.timezone).month(process.clock.now()))
+    (used,) = (await process.records.load_member(tenant, user_id, [month])).months
+    return {"month": month.isoformat(), "minutes_used": used.member_minutes}
+
+
 @described(
     Operation(
         tag="organizations",
         roles=ACTORS,
+        act=Act(name="adjust", target="member:{id}/{user}", before=_minutes_before),
         path={"id": "The organisation.", "user": "The member."},
         parameters=(IDEMPOTENCY_KEY,),
         body=AdjustmentWanted,

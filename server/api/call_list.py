@@ -20,6 +20,7 @@ from server.calls.facts import Fact
 from server.calls.mapping import CallPlan, billing_of
 from server.calls.metering import ParticipantFigures
 from server.calls.service import Calls
+from server.http.acts import Act
 from server.http.openapi import CURSOR, LIMIT, ORG, Operation, described, query_parameter
 from server.http.paging import cursor_of, cursor_values, page_rows
 from server.http.problems import Problem
@@ -159,6 +160,7 @@ def calls_of(request: Request) -> Calls:
     Operation(
         tag="calls",
         roles=("key", *ACTORS),
+        act=Act(name="map_call", target="call:{id}"),
         path={"id": "The call. Stream: the cid; LiveKit: the room's sid."},
         parameters=(ORG, PROVIDER),
         body=CallPlan,

@@ -21,6 +21,7 @@ from server.api.accounts import reader_of, view_account, view_as_due
 from server.api.billing import AccountId, EntryId, Priority, Reason
 from server.credits.credit_grants import PRIORITY_DEFAULT
 from server.credits.outcomes import BalanceTooHighError
+from server.http.acts import Act
 from server.http.idempotency import (
     IdempotentRequest,
     claim_under_way,
@@ -180,10 +181,17 @@ def _line(grant: GrantRow, *, due: bool = False) -> GrantLine:
     )
 
 
+async def _credits_before(request: Request) -> object:
+    process, account = reader_of(request)
+    view = await view_account(process, *account)
+    return {"credits": view.credits(process.clock.now())}
+
+
 @described(
     Operation(
         tag="accounts",
         roles=("key", *ACTORS),
+        act=Act(name="credit", target="account:{id}", before=_credits_before),
         path={"id": "The credit account."},
         parameters=(ORG, USER, IDEMPOTENCY_KEY),
         body=GrantWanted,

@@ -22,6 +22,7 @@ from server.access.principals import ACTORS, READERS, Role, tenant_of
 from server.api.usage import usage_of
 from server.counters.calendars import calendar
 from server.counters.plans import apply_member, apply_organization
+from server.http.acts import Act
 from server.http.openapi import Operation, described, query_parameter
 from server.http.problems import Problem
 from server.http.requests import path_id, principal_of, process_of, raw_body, read_body
@@ -158,7 +159,19 @@ async def read_organization(request: Request) -> Response:
     return await _organization(request, found, plan, month)
 
 
-@described(msgspec.structs.replace(OF_ORGANIZATION, roles=CHANGING, body=OrganizationChange))
+async def _plan_before(request: Request) -> object:
+    _, _, tenant = _asked(request)
+    return await process_of(request).records.organization(tenant)
+
+
+@described(
+    msgspec.structs.replace(
+        OF_ORGANIZATION,
+        roles=CHANGING,
+        act=Act(name="limits", target="organization:{id}", before=_plan_before),
+        body=OrganizationChange,
+    )
+)
 async def put_organization(request: Request) -> Response:
     """Makes or changes an organisation.
 
@@ -202,7 +215,19 @@ async def read_member(request: Request) -> Response:
     return await _member(request, org_id, row, month)
 
 
-@described(msgspec.structs.replace(OF_MEMBER, roles=CHANGING, body=MemberChange))
+async def _member_before(request: Request) -> object:
+    _, _, tenant = _asked(request)
+    return await process_of(request).records.member(tenant, path_id(request, "user"))
+
+
+@described(
+    msgspec.structs.replace(
+        OF_MEMBER,
+        roles=CHANGING,
+        act=Act(name="limits", target="member:{id}/{user}", before=_member_before),
+        body=MemberChange,
+    )
+)
 async def put_member(request: Request) -> Response:
     """Makes or changes a member.
 

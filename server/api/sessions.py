@@ -32,6 +32,7 @@ from server.api.accounts import view_account
 from server.api.usage import usage_of
 from server.calls.receipts import receipt_of
 from server.counters.calendars import Calendar, calendar
+from server.http.acts import Act
 from server.http.openapi import ORG, USER, Operation, described
 from server.http.requests import path_id, principal_of, process_of, tenant_of_call
 from server.http.responses import answer
@@ -131,9 +132,26 @@ async def read_minutes(request: Request) -> Response:
     return answer(RecordedMinutes(session_id=session_id, minutes=rows), headers=NOT_KEPT)
 
 
+async def _session_before(request: Request) -> object:
+    _, _, tenant, session_id = _asked(request)
+    found = await process_of(request).live.attach(tenant, session_id, read_only=True)
+    if found is None:
+        return None
+    identity = found.session.identity
+    return {
+        "state": found.session.standing.phase.value,
+        "kind": identity.kind,
+        "user_id": identity.user_id,
+        "account_id": identity.account_id,
+    }
+
+
 @described(
     msgspec.structs.replace(
-        OF_SESSION, roles=("user", "key", *ACTORS), answers={200: (messages.Receipt,)}
+        OF_SESSION,
+        roles=("user", "key", *ACTORS),
+        act=Act(name="end", target="session:{id}", before=_session_before),
+        answers={200: (messages.Receipt,)},
     )
 )
 async def stop_session(request: Request) -> Response:

@@ -30,6 +30,8 @@ from server.api import (
     health,
     heartbeats,
     holds,
+    operator_sessions,
+    operators_log,
     organizations,
     pages,
     preparations,
@@ -52,9 +54,12 @@ from server.http.middleware import RequestObserver
 from server.http.problems import Problem
 from server.http.requests import bearer_of
 from server.http.routes import gated
+from server.ops.log import OperatorsLog
+from server.ops.sign_in import SignIn
 from server.process import Process
 from server.runtime.origins import Origins, reached
-from server.transport.push import EXTENSION, PEER, PushSocket
+from server.transport.connection_limiter import PEER
+from server.transport.push import EXTENSION, PushSocket
 from server.transport.websocket_protocol import forget_handshake
 from server.usage.months import Months
 from server.usage.reported_minutes import ReportedMinutes
@@ -257,6 +262,8 @@ def create_app(process: Process, routes: list[BaseRoute] | None = None) -> Starl
         *calls.ROUTES,
         *call_list.ROUTES,
         *call_reports.ROUTES,
+        *operator_sessions.ROUTES,
+        *operators_log.ROUTES,
         *(routes or []),
     ]
     if process.settings.is_development:
@@ -271,6 +278,8 @@ def create_app(process: Process, routes: list[BaseRoute] | None = None) -> Starl
     # A redirect would lead to the host that the request named, and to plain http.
     app.router.redirect_slashes = False
     app.state.process = process
+    app.state.sign_in = SignIn(process)
+    app.state.operators_log = OperatorsLog(app.state.sign_in.records, process.wall_ms)
     description.build(app)
     app.state.heartbeats = Heartbeats(process)
     app.state.streams = Streams(process)

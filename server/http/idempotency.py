@@ -104,7 +104,7 @@ def idempotent_of(
             "characters of ASCII"
         )
     body = orjson.loads(raw or b"{}")
-    owner = "key" if principal.is_key else f"user:{principal.user_id}"
+    owner = "key" if principal.is_key else f"{principal.kind}:{principal.user_id}"
     where = (request.method, request.url.path, tenant)
     return IdempotentRequest(
         tenant=tenant,

@@ -1,11 +1,13 @@
 """Middleware around every request: problems, protective headers, and a measurement."""
 
+import secrets
 import time
 
 from starlette.datastructures import MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from server.http.acts import REQUEST_ID
 from server.http.problems import problem_of
 from server.runtime.metrics import Metrics
 
@@ -29,6 +31,7 @@ class RequestObserver:
             await self.app(scope, receive, send)
             return
         started_at, status = time.perf_counter(), 0
+        request_id = scope[REQUEST_ID] = secrets.token_hex(8)
         begun_s: float | None = None
 
         async def respond(message: Message) -> None:
@@ -37,6 +40,7 @@ class RequestObserver:
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
                 headers.setdefault("X-Content-Type-Options", "nosniff")
+                headers["X-Request-Id"] = request_id
                 if headers.get("content-type", "").startswith("text/event-stream"):
                     # The answer lives as long as its client, which says nothing of the server.
                     begun_s = time.perf_counter() - started_at

@@ -18,9 +18,11 @@ from protocol import limits
 from protocol.wire.fields import ID_PATTERN, describe
 from server import limits as server_limits
 from server.access.principals import Role
+from server.http.acts import Act
 from server.http.idempotency import KEY_HEADER, REPLAYED_HEADER
 from server.http.requests import Endpoint, may_be_empty
 from server.http.routes import Access, AnyEndpoint, declared
+from server.ops import limits as ops_limits
 from storage import limits as storage_limits
 
 VERSION = "1"
@@ -162,6 +164,10 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     """What the requests of a user count against, as in ``routes.Access``."""
     excludes_operators: bool = False
     """A path of an existing application, as in ``routes.Access``."""
+    act: Act | None = None
+    """What an operator does by it, as in ``routes.Access``."""
+    opens_session: bool = False
+    """As in ``routes.Access``."""
     path: dict[str, str] = {}
     """Descriptions of the ids in the path."""
     parameters: tuple[dict[str, Any], ...] = ()
@@ -188,6 +194,8 @@ def described(operation: Operation) -> Callable[[AnyEndpoint], AnyEndpoint]:
         roles=operation.roles,
         budget=operation.budget,
         excludes_operators=operation.excludes_operators,
+        act=operation.act,
+        opens_session=operation.opens_session,
     )
 
     def describe_endpoint(endpoint: AnyEndpoint) -> AnyEndpoint:
@@ -257,7 +265,7 @@ def _path_operation(
         "operationId": route.endpoint.__name__,
         "tags": [operation.tag],
         "summary": summary.rstrip("."),
-        "description": re.sub(r"(?<!\n)\n(?!\n)", " ", text.strip()) or summary,
+        "description": _description(summary, text, operation),
         "parameters": [
             *(
                 {
@@ -280,6 +288,16 @@ def _path_operation(
         required = not may_be_empty(operation.body)
         item["requestBody"] = {"required": required, "content": content}
     return item
+
+
+def _description(summary: str, text: str, operation: Operation) -> str:
+    said = re.sub(r"(?<!\n)\n(?!\n)", " ", text.strip()) or summary
+    if operation.act is not None:
+        said += (
+            "\n\nAn operator's call is in the operators' log. An operator who signed in gives a "
+            f"`reason` of at least {ops_limits.REASON_CHARACTERS_MIN} characters in the body."
+        )
+    return said
 
 
 def _responses(operation: Operation, reference_of: dict[type, dict[str, Any]]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from protocol.wire.fields import ID_TEXT, is_id
 from server import limits as server_limits
 from server.access.bad_guesses import TooManyGuessesError
 from server.access.principals import Principal
+from server.http.cookies import browser_sender
 from server.http.problems import Problem
 from server.process import Process
 
@@ -53,6 +54,8 @@ def principal_of(request: Request) -> Principal:
 async def sender_of(request: Request) -> Principal:
     """The sender, whose requests are not counted; raises ``unauthenticated``.
 
+    A bearer token or key counts before a cookie and before a trusted proxy's header.
+
     Bad credentials get ``rate_limited`` once their address has used up its guesses. Good
     credentials pass from every address.
     """
@@ -60,6 +63,9 @@ async def sender_of(request: Request) -> Principal:
     address = request.client.host if request.client else ""
     bearer = bearer_of(request.headers)
     if bearer is None:
+        browser = await browser_sender(request)
+        if browser is not None:
+            return browser
         raise PeerError(
             ErrorCode.UNAUTHENTICATED,
             "expected a header `Authorization: Bearer` with a token or key",

@@ -2,8 +2,8 @@
 
 An endpoint is declared by :func:`declared`, or by ``openapi.described``, which declares it as well.
 :func:`gated` puts a gate in front of every route: the gate admits the sender in one of the declared
-roles before the endpoint runs, whether the endpoint asks who the sender is or not. A route without
-a declaration prevents the start.
+roles before the endpoint runs, whether the endpoint asks who the sender is or not, and writes what
+an operator does by it into the operators' log. A route without a declaration prevents the start.
 """
 
 from collections.abc import Callable, Iterable
@@ -14,7 +14,10 @@ from starlette.requests import Request
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from protocol.wire.errors import PeerError
 from server.access.principals import PUBLIC, Role
+from server.http.acts import Act, log_refused, serve_logged
+from server.http.cookies import UNCHANGING, check_not_forged, check_own_page
 from server.http.requests import PRINCIPAL, Endpoint, process_of, sender_of
 
 AnyEndpoint = TypeVar("AnyEndpoint", bound=Endpoint)
@@ -30,6 +33,11 @@ class Access(msgspec.Struct, frozen=True, kw_only=True):
     excludes_operators: bool = False
     """PROTOCOL section 2: paths of existing applications are "for users and keys, not for
     operators", who may have a user's token too."""
+    act: Act | None = None
+    """What an operator does by it. Every call that changes something, and is for operators, has
+    one."""
+    opens_session: bool = False
+    """Opens or closes a session of a cookie, and changes nothing else."""
 
 
 class UndeclaredRouteError(Exception):
@@ -60,6 +68,10 @@ def access_of(route: BaseRoute) -> Access:
     found = _ACCESS.get(route.endpoint) if isinstance(route, Route) else None
     if found is None:
         raise UndeclaredRouteError(f"{route} does not declare who may call it")
+    assert isinstance(route, Route)
+    changes = bool((route.methods or set()) - UNCHANGING)
+    if changes and "ops" in found.roles and found.act is None and not found.opens_session:
+        raise UndeclaredRouteError(f"{route} does not declare what an operator does by it")
     return found
 
 
@@ -88,15 +100,29 @@ class Gate:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves a request (the interface of ASGI).
 
-        Raises ``unauthenticated``, ``forbidden`` without one of the roles, and ``rate_limited`` for
-        a user over the rate.
+        Raises ``unauthenticated``, ``forbidden`` without one of the roles, ``csrf`` for a forged
+        request, and ``rate_limited`` for a user over the rate.
         """
         request, access = Request(scope, receive), self.access
         sender = await sender_of(request)
         process = process_of(request)
         budget = process.posts if access.budget == "posts" else process.requests
         budget.check(sender)
+        changes = scope["method"] not in UNCHANGING
+        if changes and sender.via in ("cookie", "proxy"):
+            if access.opens_session:
+                check_own_page(request)
+            else:
+                check_not_forged(request, sender)
         if access.excludes_operators:
             sender.refuse_operator()
-        scope[PRINCIPAL] = sender.admitted(*access.roles)
-        await self.app(scope, receive, send)
+        try:
+            principal = scope[PRINCIPAL] = sender.admitted(*access.roles)
+        except PeerError as error:
+            if changes and access.act is not None and sender.is_operator:
+                await log_refused(request, access.act, sender, error)
+            raise
+        if changes and access.act is not None and principal.acts:
+            await serve_logged(self.app, access.act, request, principal, send)
+        else:
+            await self.app(scope, receive, send)

@@ -10,7 +10,7 @@ from pydantic import SecretStr
 
 from server import limits as server_limits
 from server.runtime.settings import PREFIX, ConfigurationError, Settings
-from server.runtime.start_checks import exposures, halves, weaknesses
+from server.runtime.start_checks import exposures, forgeries, halves, weaknesses
 
 log = structlog.get_logger("taximeter.config")
 
@@ -22,7 +22,12 @@ def with_secrets(settings: Settings) -> Settings:
     in DATA_DIR and says so; outside development it refuses to start without them."
     """
     made: dict[str, object] = {}
-    problems = [*exposures(settings), *weaknesses(settings), *halves(settings)]
+    problems = [
+        *exposures(settings),
+        *weaknesses(settings),
+        *halves(settings),
+        *forgeries(settings),
+    ]
     if settings.jwt_secret is None and settings.jwks_url is None:
         if settings.is_development:
             made["jwt_secret"] = SecretStr(_keep_secret(settings.data_dir, "jwt-secret"))

@@ -5,6 +5,7 @@ name of the variable and without its value.
 """
 
 import base64
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
@@ -24,6 +25,22 @@ RATES_DEFAULT = Path(__file__).parents[2] / "rates.toml"
 CLAIMS_OF_THEIR_OWN = frozenset(
     {"iss", "aud", "exp", "nbf", "iat", "org", "scope", "sessions", "kinds", "counterparts"}
 )
+
+HEADERS_OF_OTHERS = frozenset(
+    {
+        "authorization",
+        "cookie",
+        "host",
+        "origin",
+        "x-csrf-token",
+        "x-forwarded-for",
+        "x-forwarded-host",
+        "x-forwarded-port",
+        "x-forwarded-proto",
+    }
+)
+"""Headers that clients send for other purposes."""
+_HEADER_NAME = re.compile(r"[a-z0-9-]{1,64}")
 
 
 class ConfigurationError(Exception):
@@ -84,6 +101,8 @@ class Settings(BaseSettings):
     """The webhook's `hmac`, in base64 as Daily shows it."""
     daily_api_url: str = "https://api.daily.co/v1"
     log_format: Literal["console", "json"] = "console"
+    ops_user_header: str | None = None
+    """The header in which a trusted proxy names the operator; None: none does."""
     metrics_port: int | None = Field(default=None, ge=1, le=65_535 - server_limits.WORKERS_MAX)
     """Port for the health and metrics of a process: the first one of ``--workers`` uses this port,
     and each further one the next. None: only ``port`` has them."""
@@ -128,6 +147,16 @@ class Settings(BaseSettings):
         if name in CLAIMS_OF_THEIR_OWN:
             raise ValueError("is a claim with another meaning; name the user's")
         return name
+
+    @field_validator("ops_user_header")
+    @classmethod
+    def _check_user_header(cls, name: str | None) -> str | None:
+        if name is None:
+            return None
+        lower = name.strip().lower()
+        if _HEADER_NAME.fullmatch(lower) is None or lower in HEADERS_OF_OTHERS:
+            raise ValueError("must be the name of a header of its own, such as X-Forwarded-User")
+        return lower
 
     @field_validator("jwks_url")
     @classmethod

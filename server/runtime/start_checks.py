@@ -81,6 +81,22 @@ def halves(settings: Settings) -> list[str]:
     return found
 
 
+def forgeries(settings: Settings) -> list[str]:
+    """Reasons to refuse a header that names operators.
+
+    Everyone whose address counts as a proxy's could name themselves.
+    """
+    if settings.ops_user_header is None:
+        return []
+    proxies = [one.strip() for one in os.environ.get("FORWARDED_ALLOW_IPS", "").split(",")]
+    if not any(proxies) or any(one == "*" or one.endswith("/0") for one in proxies):
+        return [
+            f"{PREFIX}OPS_USER_HEADER needs FORWARDED_ALLOW_IPS with the addresses of the proxies, "
+            "and no *: others could name themselves as operators"
+        ]
+    return []
+
+
 def doubts(settings: Settings) -> list[str]:
     """Settings that permit a start but should not stay.
 

@@ -13,12 +13,16 @@ For all connections together this module keeps three things:
 import asyncio
 import ipaddress
 from collections import Counter
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import structlog
 
 from server import limits as server_limits
 from server.runtime.metrics import Metrics
+
+PEER: Final = "taximeter.peer"
+"""The key of a scope's ``extensions`` for the address of the connection's other end, which may be a
+proxy. A proxy's headers change the address in the scope, but not this one."""
 
 log = structlog.get_logger("taximeter.connections")
 

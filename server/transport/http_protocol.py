@@ -24,7 +24,7 @@ names every attribute that this module uses.
 import asyncio
 import contextlib
 import socket
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import httptools
 from uvicorn._types import ASGI3Application
@@ -34,7 +34,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from uvicorn.server import ServerState
 
 from server import limits as server_limits
-from server.transport.connection_limiter import ConnectionLimiter, Slot
+from server.transport.connection_limiter import PEER, ConnectionLimiter, Slot
 from server.transport.websocket_protocol import BoundedWebSocket
 
 TCP_NOTSENT_LOWAT = 25
@@ -245,6 +245,8 @@ class BoundedHttp(HttpToolsProtocol):
         if len(self.pipeline) >= server_limits.REQUESTS_PIPELINED_MAX:
             raise _RefusedError(CROWDED)
         super().on_message_begin()
+        peer = self.client[0] if self.client is not None else ""
+        cast(dict[str, Any], self.scope)["extensions"] = {PEER: peer}
         if not self.is_new:
             self.deadline = self.loop.time() + self.limiter.head_s
         self.in_head = True

@@ -28,7 +28,7 @@ from server.limits import (
     WRITE_BUFFER_CLOSE_BYTES,
     WRITE_BUFFER_SKIP_BYTES,
 )
-from server.transport.connection_limiter import ConnectionLimiter
+from server.transport.connection_limiter import PEER, ConnectionLimiter
 from server.transport.frames import EMPTY_PING
 from server.transport.http_protocol import BoundedHttp
 from server.transport.keepalive import Keepalive
@@ -37,9 +37,6 @@ from server.transport.websocket_protocol import BoundedWebSocket
 
 EXTENSION: Final = "taximeter.push"
 """The key of the scope's ``extensions`` under which a socket offers itself."""
-
-PEER: Final = "taximeter.peer"
-"""The key for the address of the connection's other end, which may be a proxy."""
 
 # One keepalive for each server. Only tests have several servers in one process.
 _keepalives: Final[WeakKeyDictionary[ServerState, Keepalive]] = WeakKeyDictionary()

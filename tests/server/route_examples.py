@@ -112,6 +112,15 @@ EXAMPLES = {
     "GET /api/users/stats-v2": Example(f"/api/users/stats-v2{OWN}", BOTH, shows=True),
     "GET /api/usage/stats": Example(f"/api/usage/stats{OWN}&account=ann", BOTH, shows=True),
     "GET /api/time-tracking/{chat_id}": Example(f"/api/time-tracking/{CHAT}{OWN}", BOTH),
+    "POST /v1/ops/login": Example(
+        "/v1/ops/login", body={"name": "nemo", "password": "a wrong password"}, status=401
+    ),
+    # These are about the sender, and show nothing of ann's.
+    "POST /v1/ops/session": Example("/v1/ops/session", ("org:read", *READERS)),
+    "GET /v1/ops/session": Example("/v1/ops/session", ("org:read", *READERS)),
+    "POST /v1/ops/logout": Example("/v1/ops/logout", ("org:read", *READERS), status=204),
+    "GET /v1/ops/log": Example("/v1/ops/log", READERS),
+    "GET /v1/ops/log.csv": Example("/v1/ops/log.csv", READERS),
     # For providers alone, who sign their events; none is set up here.
     "POST /api/webhooks/stream-call-events": Example(
         "/api/webhooks/stream-call-events", body={"type": "call.ended"}, status=404

@@ -21,7 +21,11 @@ from server.http.openapi import openapi
 from tests.fixtures.server import TestServer
 from tests.server.api import ask, grant
 
-STREAMED = {("/v1/stream", "200"): "text/event-stream", ("/v1/stream/{id}", "202"): ""}
+STREAMED = {
+    ("/v1/stream", "200"): "text/event-stream",
+    ("/v1/stream/{id}", "202"): "",
+    ("/v1/ops/logout", "204"): "",
+}
 """Media types of answers that are no documents."""
 DEVELOPMENT = {"/demo/token", "/demo/top-up"}
 """Routes that only the demonstration page uses; they are no public interface."""
@@ -96,8 +100,8 @@ async def test_routes_and_described_paths_are_the_same(
         assert path in described_paths
 
 
-SIGNED = ("/api/webhooks/stream-call-events", "/v1/calls/events/{provider}")
-"""Calls of providers, whose signature of the body stands for a bearer."""
+SIGNED = ("/api/webhooks/stream-call-events", "/v1/calls/events/{provider}", "/v1/ops/login")
+"""Calls with something else than a bearer: a provider's signature, a password."""
 
 
 async def test_every_call_says_who_may_and_what_may_go_wrong(server: TestServer) -> None:

@@ -13,6 +13,7 @@ import pytest
 from starlette.routing import Mount, Route
 
 from server import limits as server_limits
+from server.access import limits as access_limits
 from server.access.tokens import mint_token
 from server.hosting.app import create_app
 from server.http.openapi import operation_of
@@ -56,7 +57,7 @@ class RouteTargets(NamedTuple):
             "a namesake in another organisation": token("ann", org="other"),
             "a namesake without an organisation": token("ann"),
             "somebody else": token("eve", org="other", account="eve", sessions=[CHAT]),
-            "an administrator of another organisation": token("ann", org="other", scope="org:read"),
+            "an administrator elsewhere": token("ann", org="other", scope="org:read"),
             "an administrator without an organisation": token("ann", scope="org:read"),
             "a bearer of unknown scopes": token(
                 "eve", org="other", scope="ops:write ops.read OPS org:ops read admin"
@@ -124,6 +125,8 @@ async def scene(start_server: StartServer, monkeypatch: pytest.MonkeyPatch) -> R
     """Ann's possessions: credits, chat, two holds, minutes of a recording, limit."""
     monkeypatch.setattr(server_limits, "AUTH_FAILURES_PER_ADDRESS_PER_MINUTE", 10**9)
     monkeypatch.setattr(server_limits, "REQUESTS_BURST", 10**9)
+    monkeypatch.setattr(access_limits, "LOGIN_TRIES_MAX", 10**9)
+    monkeypatch.setattr(access_limits, "LOGIN_CHECK_MS", 0)
     server = await start_server()
     ann = server.token("ann", org="acme")
 
@@ -241,6 +244,8 @@ async def test_a_users_token_reaches_nothing_of_another_user(scene: RouteTargets
     before = await scene.possessions()
     for name, example in EXAMPLES.items():
         for who, bearer in scene.strangers().items():
+            if "/ops/" in name and who == "an administrator elsewhere":
+                continue  # an administrator's own session
             for named in (True, False):
                 for key in (KEY, f"a key of {who}"):
                     response = await scene.call(name, bearer, named=named, key=key)
@@ -260,7 +265,7 @@ async def test_who_may_only_read_changes_nothing_of_others(scene: RouteTargets, 
     """Neither as a reader, nor as the user whom a token names."""
     before = await scene.possessions()
     for name, example in EXAMPLES.items():
-        if name.startswith(("GET ", "MOUNT ")) or not example.who:
+        if name.startswith(("GET ", "MOUNT ")) or not example.who or role in example.who:
             continue
         for named in (True, False):
             response = await scene.call(name, scene.rightful(role), named=named)
@@ -278,7 +283,7 @@ async def test_an_administrator_reads_only_members_and_sessions(scene: RouteTarg
     for name, example in EXAMPLES.items():
         if "org:read" in example.who:
             response = await scene.call(name, bearer)
-            assert response.status_code == 200, (name, response.text)
+            assert response.status_code == example.status, (name, response.text)
         elif name.startswith("GET ") and example.who and "?" in example.path:
             assert_no_leak(name, "administrator", await scene.call(name, bearer))
     # All of the organisation's, without accounts and metadata; and of no other.

@@ -39,6 +39,7 @@ UNSPEAKABLE = {
     "POST /v1/stream/{id}": "messages are short together",
     "POST /v1/orgs/{id}/members/{user}/adjustments": "a month has begun",
     "GET /v1/calls": "a cursor is one that a page gave",
+    "GET /v1/ops/log": "a cursor is one that a page gave",
     "GET /v1/calls/{id}": "a provider is named where several have the call",
     "PUT /v1/calls/{id}": "a provider is named, and a payer is of the participants' organisation",
     "PUT /v1/orgs/{id}": "zones and tiers are those that the server knows",

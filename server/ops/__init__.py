@@ -1,0 +1,1 @@
+"""Operators: how they sign in, and the log of what they do."""

@@ -1,0 +1,2 @@
+-- Ends a session.
+DELETE FROM operator_sessions WHERE secret_hash = $1

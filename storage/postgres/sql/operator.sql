@@ -1,0 +1,7 @@
+-- An operator, by the name.
+SELECT row_to_json(answer)::text
+FROM (
+    SELECT name, role, password_hash, epoch_ms(created_at) AS created_at
+    FROM operators
+    WHERE name = $1
+) AS answer

@@ -1,0 +1,2 @@
+-- Removes an operator, with all sessions.
+DELETE FROM operators WHERE name = $1
