@@ -243,7 +243,7 @@ export class Connection extends Store {
   #receive(message) {
     this._live?.hear(message);
     if (message.type === 'error') return this.#receiveError(message);
-    if (!this._live) return this._line.declareDead(UNLOADED);
+    if (!this._live) return this._line?.declareDead(UNLOADED);
     if (message.type === 'welcome') this.#receiveWelcome(message);
     else this._live.take(message);
     return this._change();

@@ -22,9 +22,17 @@ export class Live {
     this.#upkeep = new Upkeep(meter, () => this.#joinAll());
   }
 
-  /** Notes that the server was heard; comes before `take`. */
+  /**
+   * Notes that the server was heard; comes before `take`.
+   *
+   * A token function may give a token of another user without a word: then this is a change of
+   * user like any other.
+   */
   hear(message) {
-    this.#upkeep.hear(message);
+    const { welcome, _options } = this.#meter;
+    const isOther = message.type === 'welcome' && welcome && welcome.user_id !== message.user_id;
+    if (isOther) this.#meter.switchUser(_options.token);
+    else this.#upkeep.hear(message);
   }
 
   /** Joins the sessions on a new line, those that are to stop first. */

@@ -32,6 +32,8 @@ export interface MinuteTracking extends MonthlyMinutes {
   /** Ask before a recording starts; connects, and makes no request. */
   checkUsageLimit(): Promise<MonthlyMinutes>;
   stop(): Promise<Stopped>;
+  /** Starts again what could not start; so does recording once more. */
+  retry(): void;
 }
 
 /** Counts a recording while `isRecording`; while it is false the session pauses. */

@@ -62,16 +62,20 @@ export function useMinuteTracking({
   const usage = usePushedUsage();
   const session = useSession(
     { kind, id: sessionId, enabled: useBegun(sessionId, isRecording) },
-    ({ status, elapsed_ms, receipt, error, pause, resume, stop }) => ({
+    ({ status, elapsed_ms, receipt, error, pause, resume, stop, retry }) => ({
       status,
       seconds: Math.floor((receipt?.elapsed_ms ?? elapsed_ms ?? 0) / 1000),
       error,
       pause,
       resume,
       stop,
+      retry,
     }),
   );
-  const { status, seconds, pause, resume } = session;
+  const { status, seconds, pause, resume, retry } = session;
+  useEffect(() => {
+    if (isRecording) retry(); // a start that was refused, when the user records once more
+  }, [isRecording, retry]);
   useEffect(() => {
     // A refusal shows in the session's view.
     if (status === 'running' && !isRecording) pause().catch(() => {});
@@ -91,6 +95,7 @@ export function useMinuteTracking({
     error: session.error ?? null,
     checkUsageLimit,
     stop: session.stop,
+    retry,
   };
 }
 

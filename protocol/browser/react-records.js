@@ -12,10 +12,10 @@ const NOTHING = Object.freeze({ value: null, error: null });
 
 /** The meter, and a number that each login has to itself; null while there is no user. */
 function useLogin() {
-  const { meter, isLoggedIn } = useTaximeter();
+  const { meter, login } = useTaximeter();
   const read = useCallback(
-    () => (isLoggedIn && meter._options.token ? meter._era : null),
-    [meter, isLoggedIn],
+    () => (login && meter._options.token ? meter._era : null),
+    [meter, login],
   );
   return { meter, login: useSyncExternalStore(meter.subscribe, read, read) };
 }

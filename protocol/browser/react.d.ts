@@ -29,6 +29,7 @@ interface Given {
   url?: undefined;
   token?: undefined;
   tabs?: undefined;
+  user?: undefined;
 }
 
 interface Own {
@@ -37,6 +38,8 @@ interface Own {
   url?: string;
   /** The newest counts, so an inline function is fine; null logs out. */
   token: Token | null | undefined;
+  /** Any text that names who is logged in: another one leaves every session of the old user. */
+  user?: string | number;
   /** `tabs` of taximeter/tabs: one connection for all tabs of a user. */
   tabs?: TaximeterOptions['tabs'];
 }
@@ -45,7 +48,7 @@ interface Own {
  * Gives a meter to the components below.
  *
  * Either `meter`, or `url` and `token` for a meter that lives as long as the provider. For
- * another user give the provider another `key`.
+ * another user give another `user`.
  */
 export function TaximeterProvider(
   props: (Given | Own) & { initial?: Initial; children?: ReactNode },
@@ -73,6 +76,8 @@ export interface SessionActions {
   pause(): Promise<SessionSnapshot>;
   resume(): Promise<SessionSnapshot>;
   stop(): Promise<Stopped>;
+  /** Starts a session that is `failed` again, for all that hold it; else it does nothing. */
+  retry(): void;
 }
 
 /**

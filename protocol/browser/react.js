@@ -48,27 +48,27 @@ function useLatest(value) {
  * Gives a meter to the components below.
  *
  * Either `meter`, or `url` and `token` for a meter that lives as long as the provider does. The
- * newest `token` counts, so an inline function is fine. A `token` of null logs out: every
- * session is left, and no message of the old user is heard. For another user give the provider
- * another `key`. `tabs` is that of taximeter/tabs: one connection for many tabs. `initial` has what
+ * newest `token` counts, so an inline function is fine. A `token` of null logs out, and another
+ * `user` (any text that names who is logged in) is another login: every session is left, and no
+ * message of the old user is heard. `tabs` is that of taximeter/tabs: one connection for many tabs. `initial` has what
  * a server has rendered: `{ meter, sessions: { [id]: view } }`.
  */
-export function TaximeterProvider({ meter: given, url, token, tabs, initial, children }) {
+export function TaximeterProvider({ meter: given, url, token, user, tabs, initial, children }) {
   const latest = useLatest(token);
+  const login = given || token ? `@${user}` : null; // null: no user
   const make = () => {
     const current = () => (typeof latest.current === 'function' ? latest.current() : latest.current);
-    return { url, current, meter: new Taximeter({ url, token: current, tabs }) };
+    const meter = new Taximeter({ url, token: login && current, tabs });
+    return { url, current, meter, login };
   };
   const [last, setOwn] = useState(null);
   let own = last;
   if (!given && (!own || own.url !== url)) setOwn((own = make()));
   const meter = given ?? own.meter;
-  const isLoggedIn = Boolean(given || token);
-  const wasLoggedIn = useRef(isLoggedIn);
   useLayout(() => {
-    if (given || wasLoggedIn.current === isLoggedIn) return;
-    wasLoggedIn.current = isLoggedIn;
-    meter.switchUser(isLoggedIn ? own.current : null);
+    if (given || own.login === login || meter.state === 'closed') return;
+    own.login = login;
+    meter.switchUser(login && own.current);
   });
   useEffect(() => {
     if (given) return undefined;
@@ -78,7 +78,7 @@ export function TaximeterProvider({ meter: given, url, token, tabs, initial, chi
       own.closing = setTimeout(() => meter.close());
     };
   }, [given, meter]);
-  const value = useMemo(() => ({ meter, isLoggedIn, initial }), [meter, isLoggedIn, initial]);
+  const value = useMemo(() => ({ meter, login, initial }), [meter, login, initial]);
   return createElement(Context.Provider, { value }, children);
 }
 
@@ -138,15 +138,16 @@ function isSame(a, b) {
 /**
  * Starts a session, or joins it, while the component is mounted and `enabled`.
  *
- * Returns the session's view with `pause`, `resume` and `stop`, or what `select` makes of both.
+ * Returns the session's view with `pause`, `resume`, `stop` and `retry`, or what `select` makes of
+ * both. A session that cannot start is `failed`, with the `error`; `retry()` starts it again.
  * A view changes with every tick: select what you show, and use `<Clock>` for the time.
  * `metadata`, `counterpartId` and `tickMs` count when the session starts; later changes, and
  * new objects in each render, start nothing.
  */
 export function useSession({ kind, id, enabled = true, initial, ...terms }, select = itself) {
-  const { meter, isLoggedIn, initial: given } = useTaximeter();
+  const { meter, login, initial: given } = useTaximeter();
   const latest = useLatest(terms);
-  const isOn = Boolean(enabled && isLoggedIn && id);
+  const isOn = Boolean(enabled && login && id);
   const subscribe = useCallback(
     (listener) => {
       if (!isOn || meter.state === 'closed') return noop;
@@ -157,17 +158,22 @@ export function useSession({ kind, id, enabled = true, initial, ...terms }, sele
         session.release();
       };
     },
-    [meter, isOn, kind, id, latest],
+    [meter, isOn, login, kind, id, latest],
   );
   const first = initial ?? given?.sessions?.[id] ?? OFF;
   const [read, readFirst] = useMemo(() => {
-    const actions = actionsOf(meter, id);
+    const retry = () => {
+      if (!meter.find(id)?.getSnapshot().error) return;
+      meter.retain({ kind, sessionId: id, ...latest.current }).release();
+      meter.connect();
+    };
+    const actions = { ...actionsOf(meter, id), retry };
     const extend = chooser((view) => ({ ...view, ...actions }), { current: null });
     return [
       () => extend((isOn && meter.find(id)?.getSnapshot()) || OFF),
       () => extend(first),
     ];
-  }, [meter, isOn, id, first]);
+  }, [meter, isOn, kind, id, first, latest]);
   return useSelected(subscribe, read, readFirst, select);
 }
 
@@ -282,13 +288,12 @@ export const Clock = memo(function Clock({
   const latest = useLatest(format);
   const first = useState(() => (initial ?? given?.sessions?.[id])?.[figure] ?? 0)[0];
   const text = useState(() => format(first))[0];
-  const wasFound = useRef(false);
+  const shown = useRef();
   useEffect(() => {
-    if (!session) {
-      if (wasFound.current) element.current.textContent = latest.current(0); // another user's
-      return undefined;
-    }
-    wasFound.current = true;
+    // What is written is another session's, or another user's.
+    if (shown.current && shown.current !== session) element.current.textContent = latest.current(0);
+    shown.current = session;
+    if (!session) return undefined;
     let frame = null;
     const write = () => {
       frame = null;

@@ -99,11 +99,14 @@ export class Taximeter extends Connection {
   #end(state, text, token) {
     this._logOut(token);
     const error = new TaximeterError('closed', text);
-    const sessions = [...this._sessions.values()];
+    const sessions = [...this.#held.values(), ...this._sessions.values()];
     this.#held.clear();
     this._sessions.clear();
     this._giveUp(state, error);
-    for (const session of sessions) session._leave(error);
+    for (const session of sessions) {
+      session._figures = null; // a clock that has this session shows nothing of the old user
+      session._leave(error);
+    }
   }
 
   #assertOpen() {

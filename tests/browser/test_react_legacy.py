@@ -165,6 +165,37 @@ async def test_a_check_fails_where_there_is_no_connection(react: ClientPage) -> 
     assert (await react.run("() => check"))["error"]["code"] == "unauthenticated"
 
 
+async def test_a_refused_recording_says_why_and_is_tried_again(react: ClientPage) -> None:
+    """When the user records once more, or by ``retry()``."""
+    await react.run(RECORDER)
+    await react.run("() => record(true)")
+    line = await react.server.line()
+    await line.welcome()
+    refusal = {"code": "limit_reached", "message": "No.", "limit": "member_minutes"}
+    for again in ("() => { record(false); record(true); }", "() => minutes.retry()"):
+        start = await line.receive("start")
+        await line.answer(start, type="error", retryable=False, **refusal)
+        await react.page.wait_for_function("() => minutes.error?.code === 'limit_reached'")
+        assert await react.run("() => [minutes.isTracking, minutes.error.limit]") == [
+            False,
+            "member_minutes",
+        ]
+        await react.run(again)
+    await line.join(kind="recording", credits_per_minute="0", limit="member_minutes")
+    await react.page.wait_for_function("() => minutes.isTracking && minutes.error === null")
+
+
+@pytest.mark.parametrize("token", ["null", "() => 'token-2'"])
+async def test_a_check_in_flight_ends_with_its_user(react: ClientPage, token: str) -> None:
+    await react.run(RECORDER)
+    await react.run("() => record(false)")
+    await react.run("() => { window.check = settled(minutes.checkUsageLimit()); }")
+    line = await react.server.line()
+    await line.welcome()
+    await react.run(f"() => meter.switchUser({token})")
+    assert (await react.run("() => check"))["error"]["code"] == "closed"
+
+
 # The credits of every page: useUsage, UsageTracker
 
 
