@@ -74,8 +74,13 @@ class Deal(NamedTuple):
         return self.step.before.grant if reply.session is None else reply.session.grant
 
 
-def deal_of(live: Live, cluster: VirtualCluster, step: Step, outcome: StepOutcome) -> Deal:
-    """Reads the counters of a step, right after its answer."""
+def deal_of(
+    live: Live, cluster: VirtualCluster, step: Step, node: str, outcome: StepOutcome
+) -> Deal:
+    """Reads the counters of a step, right after its answer.
+
+    ``node`` is the process in whose name the step was made: a dead one during a sweep.
+    """
     identity, before, keys = step.before.identity, step.before.grant, live.keys
     tenant = identity.tenant
     months = sorted(_months(step))
@@ -124,7 +129,7 @@ def deal_of(live: Live, cluster: VirtualCluster, step: Step, outcome: StepOutcom
             )
     return Deal(
         step, outcome, balance, held - after.held_micros, reserved, burn, tuple(counters), told,
-        frozenset(one.decode() for one in sockets) - {live.node}, watched is not None,
+        frozenset(one.decode() for one in sockets) - {node}, watched is not None,
     )  # fmt: skip
 
 

@@ -156,7 +156,7 @@ class ServerHost(Host):
         super().__init__(loop, redis, postgres, name, limits.REDIS_TIMEOUT_MS)
         self.round_trip_ms = 20
         self.began_late = False
-        """Messages of a living process took seconds when this one started."""
+        """When this one started, a living process was not heard, or after seconds only."""
         host, _, number = name.partition(".")
         usage = SimpleNamespace(over=PostgresLink.usage)
         with (

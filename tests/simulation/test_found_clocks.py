@@ -131,3 +131,15 @@ def test_start_beside_late_heartbeat_may_take_time_of_redis(lab: Laboratory) -> 
         act("serve", node="node.b"),
         wait(10),
     )
+
+
+def test_start_without_any_word_of_others_may_take_time_of_redis(lab: Laboratory) -> None:
+    """Redis is stepped and has forgotten the time, and no process hears the question (930034)."""
+    run(
+        lab,
+        act("step_clock", where="redis", ms=-4_000),
+        act("drop_lines"),
+        act("empty"),
+        act("serve", node="node.b"),
+        wait(10),
+    )

@@ -281,3 +281,19 @@ def test_death_after_confirmed_join_counts_last_heartbeat(lab: Laboratory) -> No
         wait(120),
     )
     assert 11_000 < found_ms <= 13_000
+
+
+def test_sweep_of_slow_redis_is_published_to_the_sweepers_own_session(lab: Laboratory) -> None:
+    """A step in a dead process's name is news to the process that makes it (seed 930201)."""
+    run(
+        lab,
+        act("serve", node="node.9"),
+        act("kill", name="node.0"),
+        act("serve", node="node.27"),
+        act("start", client="first", node="node.9", user="cat9", kind="day", session="s1"),
+        act("slow_redis", delays=[600, 1_600, 5_000], ms=90_000),
+        wait(5),
+        act("kill", name="node.9"),
+        act("join", client="second", node="node.27", session="s1", last_seq=None),
+        wait(30),
+    )

@@ -13,7 +13,7 @@ from redis.exceptions import NoScriptError
 from protocol.metering.steps import Step
 from server import limits as server_limits
 from server.runtime.settings import Settings
-from storage.redis.keys import NODES
+from storage.redis.keys import CLOCK, NODES
 from storage.redis.scripts import Call
 from storage.redis.step_outcomes import outcome_of
 from tests.simulation.people import RATES
@@ -44,6 +44,8 @@ RECALL, RELOAD = b'{"recall":true}', b'{"reload":true}'
 the account anew."""
 UNSETTLED_MS = 6_000
 """How long after a fault every message takes to reach every process."""
+RECONNECTED_MS = 1_000
+"""How soon after its loss a process has its line to Redis again."""
 SETTINGS = Settings(
     env="development",
     redis_url="unix:///nowhere",
@@ -105,6 +107,7 @@ class VirtualCluster:
         Such a process learns the time from the heartbeats of others, late by as long as these took
         to arrive. Other processes learn the time from that process in turn.
         """
+        self._dropped_at = -RECONNECTED_MS
         self.stays_brisk = False
         """Processes send a heartbeat every second in any case."""
         self._brisk_until = 0
@@ -224,7 +227,7 @@ class VirtualCluster:
         if not self.nodes:
             self.tended_since = self.now
         self.began_slowly |= self.now < self.slow_until
-        host.began_late = any(node.line.is_late for node in self.nodes)
+        host.began_late = any(node.line.is_late for node in self.nodes) or self._is_unheard()
         self.servers.append(host)
         host.do(self.prepared, host)
         self.stir()
@@ -313,8 +316,15 @@ class VirtualCluster:
         for host in self.hosts:
             host.postgres.is_away = False
 
+    def _is_unheard(self) -> bool:
+        """Whether no process hears a newcomer, and Redis has forgotten the time."""
+        is_away = self.now < self._dropped_at + RECONNECTED_MS
+        (is_known,) = self.redis.wire.ask_all([("EXISTS", CLOCK)])
+        return is_away and not is_known
+
     def drop_lines(self) -> None:
         """Every connection to Redis breaks, and can be made anew at once."""
+        self._dropped_at = self.now
         for host in self.hosts:
             host.line.cut()
             host.line.is_away = self.redis_is_away

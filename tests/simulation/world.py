@@ -196,7 +196,7 @@ class World:
             return
         if alone and not self.losses and (reply.accepted or reply.refused_by):
             assert isinstance(host, ServerHost)
-            self.deals.append(deal_of(host.process.live, self.cluster, step, outcome))
+            self.deals.append(deal_of(host.process.live, self.cluster, step, node, outcome))
         if reply.refused_by:
             refusal = (self.now, reply.refused_by, step, look(self.cluster.redis))
             if not outcome.held:
