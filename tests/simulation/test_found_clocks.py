@@ -134,7 +134,10 @@ def test_start_beside_late_heartbeat_may_take_time_of_redis(lab: Laboratory) -> 
 
 
 def test_start_without_any_word_of_others_may_take_time_of_redis(lab: Laboratory) -> None:
-    """Redis is stepped and has forgotten the time, and no process hears the question (930034)."""
+    """Redis is stepped and has forgotten the time (seed 930034).
+
+    No process hears the newcomer's question.
+    """
     run(
         lab,
         act("step_clock", where="redis", ms=-4_000),

@@ -284,7 +284,10 @@ def test_death_after_confirmed_join_counts_last_heartbeat(lab: Laboratory) -> No
 
 
 def test_sweep_of_slow_redis_is_published_to_the_sweepers_own_session(lab: Laboratory) -> None:
-    """A step in a dead process's name is news to the process that makes it (seed 930201)."""
+    """The sweeper's own session hears the step (seed 930201).
+
+    The step was made in the name of a dead process.
+    """
     run(
         lab,
         act("serve", node="node.9"),

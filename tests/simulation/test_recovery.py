@@ -16,6 +16,7 @@ from storage import limits as storage_limits
 from storage.audit import audit_live, audit_record
 from storage.postgres.database import UnavailableError
 from storage.postgres.records import Records
+from storage.redis.cluster import ClusterRedis
 from storage.redis.keys import Keys
 from storage.redis.spending import AccountName
 from tests.simulation.cluster import PARTITIONS, Cluster, Node
@@ -64,11 +65,24 @@ class Copy:
         )
 
     async def promote(self) -> None:
-        """The replica takes over, and everything written after the copy is lost."""
-        await self.redis.flushall()
+        """The replica takes over, and everything written after the copy is lost.
+
+        It does so at once: a process sees all keys before, or all keys of the copy. A step between
+        two keys would be half in the copy, as no replica has it.
+        """
+        if isinstance(self.redis, ClusterRedis):
+            await self.redis.flushall()
+            await self._restore(self.redis)  # a transaction concerns one master only
+            return
+        async with self.redis.pipeline(transaction=True) as transaction:
+            transaction.flushall()
+            await self._restore(transaction)
+            await transaction.execute()
+
+    async def _restore(self, redis: Redis) -> None:
         for name, (value, ttl_ms) in self.keys.items():
             # Writes during the failover are lost too.
-            await self.redis.restore(name, max(0, ttl_ms), value, replace=True)
+            await redis.restore(name, max(0, ttl_ms), value, replace=True)
 
 
 @pytest.fixture

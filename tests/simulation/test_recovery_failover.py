@@ -239,6 +239,38 @@ async def test_limits_are_restored_from_record(
         assert stopped["receipt"]["elapsed_ms"] == 2 * 3_600_000
 
 
+async def test_assertion_during_takeover_holds_no_minutes_twice(
+    cluster: Cluster, node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process asserts before the session is put back.
+
+    With the copy's counters in place and its session not yet, its held minutes counted twice.
+    """
+    await cluster.records.put_organization(ACME, "acme", monthly_hours_limit=2)
+    browser = await student(cluster, node)
+    await cluster.flush()
+    await cluster.beat()
+    replica = await Copy.of(cluster.redis)
+    session = KEYS.session(ACME, "s1").encode()
+    replica.keys = dict(sorted(replica.keys.items(), key=lambda entry: entry[0] == session))
+    execute: Any = cluster.redis.execute_command
+
+    async def assert_first(*args: Any, **options: Any) -> Any:
+        if args[:2] == ("RESTORE", session):
+            node.recovery.suspect_loss()
+            await cluster.settle()
+        return await execute(*args, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(cluster.redis, "execute_command", assert_first)
+        await replica.promote()
+    await begin_anew(cluster.redis)
+    await cluster.beat()
+    await cluster.recovered()
+    await cluster.advance(3 * 3_600_000)
+    assert browser.last("stopped")["receipt"]["elapsed_ms"] == 2 * 3_600_000
+
+
 async def test_known_limits_are_not_published(
     cluster: Cluster, node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
