@@ -1,24 +1,31 @@
 """Calls: whose they are, what they count, and their list."""
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
 
 import msgspec
-from msgspec import Meta
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from protocol.wire import messages
 from protocol.wire.errors import BadMessageError, ErrorCode, PeerError
-from protocol.wire.fields import Credits, InstantAt, StateName, describe
 from server.access.principals import ACTORS, READERS
+from server.api.call_shapes import (
+    STATES,
+    CallFact,
+    CallListed,
+    CallPage,
+    CallParticipant,
+    CallPersonListed,
+    CallRunShown,
+    CallShown,
+)
 from server.api.session_list import SessionListed, listed, live_sessions
 from server.calls import limits as call_limits
 from server.calls.billing import Billing
 from server.calls.facts import Fact
 from server.calls.mapping import CallPlan, billing_of
 from server.calls.metering import ParticipantFigures
+from server.calls.receipts import corrections_of
 from server.calls.service import Calls
 from server.http.acts import Act
 from server.http.openapi import CURSOR, LIMIT, ORG, Operation, described, query_parameter
@@ -37,114 +44,6 @@ from storage.rows.calls import CallFilter, CallRunRow, ParticipantRow
 PROVIDER = query_parameter(
     "provider", "The call's provider, where several have a call of this id: `stream`, `livekit`."
 )
-CallStateName = Literal["active", "parked", "ended"]
-STATES: dict[str, Any] = {"type": "string", "enum": ["active", "parked", "ended"]}
-CallSession = Annotated[str, describe("One run of the call, by the provider's name.")]
-ProviderName = Annotated[str, describe("The call's provider.")]
-CallState = Annotated[
-    CallStateName,
-    describe("`parked`: a participant of it cannot be billed; `active`, or `ended`."),
-]
-ParkedCode = Annotated[
-    str | None, describe("Why the participant is parked, a stable code; null: is not.")
-]
-
-
-class CallFact(msgspec.Struct, frozen=True, kw_only=True):
-    """One thing that the provider said, or that a sweep found out."""
-
-    kind: Annotated[str, describe("`started`, `joined`, `left` or `ended`.")]
-    device: Annotated[str | None, describe("The participant's connection.")]
-    happened_at: Annotated[int, describe("The provider's instant, in epoch ms.")]
-    received_at: InstantAt
-    state: Annotated[str, describe("`applied`, `waiting`, or `parked`.")]
-    swept: Annotated[bool, describe("Whether a sweep found it out: its event was lost, or late.")]
-
-
-class CallParticipant(msgspec.Struct, frozen=True, kw_only=True):
-    """A participant of one run."""
-
-    provider_user_id: Annotated[str, describe("The provider's user id.")]
-    call_session: CallSession
-    parked_because: ParkedCode
-    user_id: Annotated[str | None, describe("Our user; null: parked.")]
-    org_id: Annotated[str | None, describe("The user's organisation.")]
-    account_id: Annotated[str | None, describe("The account that pays.")]
-    kind: Annotated[str | None, describe("The kind of the rate card.")]
-    session_id: Annotated[str | None, describe("The session that counts the time; null: parked.")]
-    state: Annotated[StateName | None, describe("The session's; null: it is not known, or none.")]
-    elapsed_ms: Annotated[int | None, describe("Counted time so far; null: not known now.")]
-    credits: Annotated[Credits | None, describe("What it has cost so far; null: not known now.")]
-    provider_ms: Annotated[
-        int | None, describe("The provider's own figure; null: none, or not known yet.")
-    ]
-    difference_ms: Annotated[int | None, describe("The provider's figure less ours.")]
-    corrected_because: Annotated[
-        str | None, describe("Why there is a difference, or a correction; null: there is none.")
-    ]
-    receipt: Annotated[messages.Receipt | None, describe("Its receipt; null: it has not ended.")]
-    facts: Annotated[list[CallFact], describe("The newest facts, in the order of arrival.")]
-
-
-class CallRunShown(msgspec.Struct, frozen=True, kw_only=True):
-    """One run of a call."""
-
-    call_session: CallSession
-    state: CallState
-    started_at: Annotated[int | None, describe("The provider's instant; null: not known.")]
-    ended_at: Annotated[int | None, describe("The provider's instant; null: it has not ended.")]
-    first_fact_at: Annotated[int, describe("When its first fact came in.")]
-    swept_at: Annotated[int | None, describe("When the provider was last asked; null: never.")]
-
-
-class CallShown(msgspec.Struct, frozen=True, kw_only=True):
-    """A call, its newest runs, and their participants."""
-
-    id: Annotated[str, describe("The call. Stream: the cid; LiveKit: the room's sid.")]
-    provider: ProviderName
-    state: Annotated[
-        CallStateName | Literal["planned"],
-        describe("That of its newest run; `planned`: a backend put it, and nothing has happened."),
-    ]
-    plan: Annotated[CallPlan | None, describe("What a backend put; null: nothing.")]
-    plan_version: Annotated[int, Meta(ge=0, description="Rises with each plan; 0: none.")]
-    runs: list[CallRunShown]
-    participants: list[CallParticipant]
-
-
-class CallPersonListed(msgspec.Struct, frozen=True, kw_only=True):
-    """A participant of a run, in the list."""
-
-    provider_user_id: str
-    parked_because: ParkedCode
-    user_id: str | None
-    org_id: str | None
-    session_id: str | None
-
-
-class CallListed(msgspec.Struct, frozen=True, kw_only=True):
-    """One run of a call, in the list."""
-
-    id: str
-    provider: ProviderName
-    call_session: CallSession
-    state: CallState
-    started_at: int | None
-    ended_at: int | None
-    first_fact_at: int
-    participants: Annotated[
-        list[CallPersonListed],
-        describe(f"At most {call_limits.CALL_PARTICIPANTS_LISTED_MAX}, by their names."),
-    ]
-
-
-class CallPage(msgspec.Struct, frozen=True, kw_only=True):
-    """A page of runs, newest first."""
-
-    items: list[CallListed]
-    next_cursor: Annotated[
-        str | None, describe("Asks for the page after this one; null: this is the last.")
-    ]
 
 
 def calls_of(request: Request) -> Calls:
@@ -257,7 +156,7 @@ async def _shown(calls: Calls, call_id: str, provider: str) -> CallShown:
         [(run.provider, run.call_session) for run in runs],
         most=call_limits.CALL_PARTICIPANTS_SHOWN_MAX,
     )
-    sessions = await _sessions(calls, people)
+    sessions = await sessions_of(calls, people)
     facts = {run.call_session: await _facts(calls, run) for run in runs}
     figures = {
         (one.tenant, one.session_id): one
@@ -314,7 +213,7 @@ async def _facts(calls: Calls, run: CallRunRow) -> dict[str, list[CallFact]]:
     return found
 
 
-async def _sessions(
+async def sessions_of(
     calls: Calls, people: Sequence[ParticipantRow]
 ) -> dict[tuple[str, str], SessionListed]:
     """The sessions of participants, live or recorded, by tenant and id."""
@@ -343,6 +242,15 @@ def _participant(
     facts: list[CallFact],
 ) -> CallParticipant:
     billing = msgspec.convert(person.mapping, Billing) if person.mapping is not None else None
+    corrections = corrections_of(figures.corrections) if figures is not None else []
+    receipt = session.receipt if session is not None else None
+    if receipt is not None and figures is not None:
+        receipt = msgspec.structs.replace(
+            receipt,
+            provider_ms=figures.provider_ms,
+            difference_ms=figures.difference_ms,
+            corrections=corrections,
+        )
     return CallParticipant(
         provider_user_id=person.participant,
         call_session=person.call_session,
@@ -358,7 +266,8 @@ def _participant(
         provider_ms=figures.provider_ms if figures is not None else None,
         difference_ms=figures.difference_ms if figures is not None else None,
         corrected_because=figures.reason or None if figures is not None else None,
-        receipt=session.receipt if session is not None else None,
+        corrections=corrections,
+        receipt=receipt,
         facts=facts,
     )
 

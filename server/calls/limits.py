@@ -94,6 +94,17 @@ CALL_BILLS_PER_PAGE: Final = 500
 CALL_REPLAY_WAIT_S: Final = 1.0
 CALL_REPLAY_WAITS_MAX: Final = 120
 """Waits of a replay without progress, after which it gives up: no process applies facts."""
+STUDY_CALLS_MAX: Final = 20
+"""Calls of a user that the list of study sessions shows: the newest."""
+STUDY_PAGE_MS_MAX: Final = 6 * 3_600_000
+"""Longest study session that a page's end is believed for, where no provider is set up."""
+STUDY_WORD_MS: Final = 60_000
+"""Interval in which a page's repeated start is kept once, as a proof of life."""
+STUDY_ASK_MS: Final = 5_000
+"""How long a study session's end waits for the provider, and keeps its answer for the next one."""
+STUDY_ASKS_AT_ONCE_MAX: Final = 2
+STUDY_ASKS_KEPT_MAX: Final = 256
+"""Runs of which one process keeps such an answer."""
 CALL_RUNS_SHOWN_MAX: Final = 10
 """Runs that one call shows: its newest."""
 CALL_FACTS_SHOWN_MAX: Final = 500
@@ -143,3 +154,6 @@ assert CALL_END_RETRY_MS_MIN < CALL_END_RETRY_MS_MAX
 assert 10 * CALL_SWEEP_INTERVAL_MS < CALL_PROOF_MS
 # A fact that waits for another process to end a session is applied in time.
 assert CALL_END_WAIT_MS + server_limits.REQUEST_TIMEOUT_MS < CALL_FACT_APPLY_MS
+# A page's repeated start keeps the time running.
+assert 10 * STUDY_WORD_MS < CALL_PROOF_MS < STUDY_PAGE_MS_MAX
+assert 2 * STUDY_ASKS_AT_ONCE_MAX <= CALL_REST_AT_ONCE_MAX

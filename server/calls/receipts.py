@@ -1,6 +1,6 @@
 """Receipts of calls: both clocks, and what was corrected."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import structlog
 
@@ -10,7 +10,7 @@ from protocol.wire import messages
 from protocol.wire.money import format_credits
 from storage.postgres.call_clocks import CallClocks
 from storage.postgres.records import Records, UnavailableError
-from storage.rows.call_clocks import ProviderDuration
+from storage.rows.call_clocks import Correction, ProviderDuration
 
 log = structlog.get_logger()
 
@@ -40,7 +40,12 @@ async def receipt_of(records: Records, end: SessionEnded) -> messages.Receipt:
 def _receipt(end: SessionEnded, known: ProviderDuration | None) -> messages.Receipt:
     if known is None:
         return receipt(end)
-    corrections = [
+    return receipt(end, known.provider_ms, corrections_of(known.corrections))
+
+
+def corrections_of(corrections: Iterable[Correction]) -> list[messages.ReceiptCorrection]:
+    """The corrections that are made, as a receipt shows them."""
+    return [
         messages.ReceiptCorrection(
             entry_id=made.entry_id,
             at=made.at,
@@ -48,7 +53,6 @@ def _receipt(end: SessionEnded, known: ProviderDuration | None) -> messages.Rece
             minutes=made.minutes,
             reason=made.reason,
         )
-        for made in known.corrections
+        for made in corrections
         if made.is_done
     ]
-    return receipt(end, known.provider_ms, corrections)

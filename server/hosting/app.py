@@ -41,11 +41,13 @@ from server.api import (
     spends,
     statistics,
     streams,
+    study_sessions,
     time_tracking,
     usage,
 )
 from server.calls.providers import CallProviders
 from server.calls.service import Calls
+from server.calls.study import StudySessions
 from server.gateway.connection import SUBPROTOCOL, Connection
 from server.gateway.heartbeats import Heartbeats
 from server.gateway.streams import Streams
@@ -258,6 +260,7 @@ def create_app(process: Process, routes: list[BaseRoute] | None = None) -> Starl
         *usage.ROUTES,
         *statistics.ROUTES,
         *time_tracking.ROUTES,
+        *study_sessions.ROUTES,
         *reports.ROUTES,
         *calls.ROUTES,
         *call_list.ROUTES,
@@ -289,4 +292,5 @@ def create_app(process: Process, routes: list[BaseRoute] | None = None) -> Starl
     app.state.reported_minutes = ReportedMinutes(process, app.state.usage, app.state.months)
     app.state.reports = 0
     app.state.calls = Calls(process, providers.adapters)
+    app.state.studies = StudySessions(app.state.calls)
     return app

@@ -19,6 +19,7 @@ from storage.rows.calls import (
     ParticipantRow,
     PlanRow,
     SweepDue,
+    UserRun,
     WaitingFact,
 )
 
@@ -246,6 +247,23 @@ class CallRecords(Database):
         asked = (*filters, *(before or (None, None, None)), limit)
         return await self._rows("calls_page", CallRunRow, *asked)
 
+    async def runs_of_user(
+        self,
+        tenant: str,
+        user_id: str,
+        limit: int,
+        *,
+        call_id: str | None = None,
+        provider: str | None = None,
+        going_on: bool = False,
+    ) -> tuple[UserRun, ...]:
+        """Returns the newest runs in which a user is mapped.
+
+        ``going_on``: without those that have ended.
+        """
+        asked = (tenant, user_id, call_id, provider, going_on, limit)
+        return await self._rows("runs_of_user", UserRun, *asked)
+
     async def take_sweeps(
         self, now_ms: int, due_at: int, providers: Sequence[str], limit: int
     ) -> tuple[SweepDue, ...]:
@@ -264,7 +282,16 @@ class CallRecords(Database):
         await self._execute("swept", *name, taken_until, next_at, swept_at)
 
     async def seconds_of_day(
-        self, tenant: str, user_id: str, kind: str, day: tuple[int, int]
+        self,
+        tenant: str,
+        user_id: str,
+        kind: str,
+        day: tuple[int, int],
+        without: Sequence[str] = (),
     ) -> int:
-        """Returns a user's recorded seconds of a kind between two instants."""
-        return int(await self._value("call_seconds_of_day", tenant, user_id, kind, *day))
+        """Returns a user's recorded seconds of a kind between two instants.
+
+        ``without`` are sessions that do not count.
+        """
+        asked = (tenant, user_id, kind, *day, list(without))
+        return int(await self._value("call_seconds_of_day", *asked))

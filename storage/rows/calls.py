@@ -97,6 +97,13 @@ class CallRunRow(msgspec.Struct, frozen=True):
     swept_at: int | None
 
 
+class UserRun(msgspec.Struct, frozen=True):
+    """A run, and one user's part in it."""
+
+    run: CallRunRow
+    person: ParticipantRow
+
+
 class SweepDue(msgspec.Struct, frozen=True):
     """A run whose provider is to be asked for the truth."""
 

@@ -10,6 +10,7 @@ OWN = "?org=acme&user=ann"
 """The user whom calls of backends and operators concern; a user may name themselves."""
 MARKS = ("77.125", "ann's secret", "ann.s-advisor", "4242.5", '"minutes_limit":254550')
 CHAT, KEY = "chat-1", "ann's key"
+STUDY = "default:study"
 CALL = "/v1/calls/ann.s-advisor?provider=stream"
 READERS = ("ops:read", "ops")
 ALL = ("user", "key", *READERS)
@@ -111,6 +112,16 @@ EXAMPLES = {
     "GET /api/usage/current-month": Example(f"/api/usage/current-month{OWN}", BOTH, shows=True),
     "GET /api/users/stats-v2": Example(f"/api/users/stats-v2{OWN}", BOTH, shows=True),
     "GET /api/usage/stats": Example(f"/api/usage/stats{OWN}&account=ann", BOTH, shows=True),
+    "POST /api/study-sessions/stream-duration": Example(
+        "/api/study-sessions/stream-duration?org=acme",
+        BOTH,
+        {"userId": "ann", "callId": STUDY, "action": "start"},
+    ),
+    "GET /api/study-sessions/active-calls": Example(f"/api/study-sessions/active-calls{OWN}", BOTH),
+    "GET /api/study-sessions/daily-hours": Example(f"/api/study-sessions/daily-hours{OWN}", BOTH),
+    "GET /api/study-sessions/calls/{call_id}": Example(
+        f"/api/study-sessions/calls/{STUDY}{OWN}", BOTH
+    ),
     "GET /api/time-tracking/{chat_id}": Example(f"/api/time-tracking/{CHAT}{OWN}", BOTH),
     "POST /v1/ops/login": Example(
         "/v1/ops/login", body={"name": "nemo", "password": "a wrong password"}, status=401

@@ -4,9 +4,10 @@ from typing import Any
 
 import pytest
 
+from server.calls import limits as call_limits
 from server.calls.facts import FactKind
 from tests.fixtures.server import TestServer
-from tests.server.api import ask, assert_problem
+from tests.server.api import advance, ask, assert_problem
 from tests.server.call_facts import CALL, RUN, InboxScene, fact
 
 PATH = f"/v1/calls/{CALL}"
@@ -121,3 +122,30 @@ async def test_a_plan_by_which_nobody_can_be_billed_is_refused(
     problem = assert_problem(await ask(server, "PUT", STREAM, json=plan), status, code)
     assert word in problem["detail"]
     assert_problem(await ask(server, "GET", STREAM), 404, "unknown_call")
+
+
+async def test_a_participant_shows_what_was_corrected(server: TestServer) -> None:
+    calls = server.app.state.calls
+    now_ms = server.process.clock.now()
+    ten_minutes_ms = 600_000
+    await calls.inbox.keep(
+        [
+            fact(at_ms=now_ms - ten_minutes_ms),
+            fact(FactKind.LEFT, at_ms=now_ms, provider_duration_ms=ten_minutes_ms // 2),
+            fact(FactKind.ENDED, at_ms=now_ms),
+        ]
+    )
+    await calls.applier.idle()
+    await server.flush()  # minutes are given back once they are recorded
+    advance(server, call_limits.CALL_FACT_LEASE_MS)
+    await calls.applier.take()
+    await calls.applier.idle()
+    (person,) = (await read(server))["participants"]
+    assert person["provider_ms"] == ten_minutes_ms // 2
+    (correction,) = person["corrections"]
+    assert correction["minutes"] in (-5, -6)  # what was begun
+    assert correction["reason"].startswith("shorter: the provider counted 300.000 s")
+    path = f"/v1/sessions/{person['session_id']}"
+    bill = (await ask(server, "GET", path, server.token("ann"))).json()
+    assert person["receipt"]["corrections"] == bill["corrections"] == person["corrections"]
+    assert person["receipt"]["difference_ms"] == person["difference_ms"] < 0

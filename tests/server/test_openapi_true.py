@@ -38,6 +38,8 @@ UNSPEAKABLE = {
     "POST /v1/sessions/{id}/heartbeat": "metadata is short",
     "POST /v1/stream/{id}": "messages are short together",
     "POST /v1/orgs/{id}/members/{user}/adjustments": "a month has begun",
+    "POST /api/study-sessions/stream-duration": "a backend names the user",
+    "GET /api/study-sessions/daily-hours": "a day is one of the calendar",
     "GET /v1/calls": "a cursor is one that a page gave",
     "GET /v1/ops/log": "a cursor is one that a page gave",
     "GET /v1/calls/{id}": "a provider is named where several have the call",
