@@ -69,3 +69,34 @@ export function UsageDisplay(props: { sessionId?: string; className?: string }):
 
 /** The credits that are left; test id `usage-tracker`. */
 export function UsageTracker(props: { className?: string }): ReactNode;
+
+/** A user's part in a call, as the server knows it. */
+export interface StudySession {
+  success: true;
+  userId: string;
+  callId: string;
+  isActive: boolean;
+  /** The session that counts the time; null: the provider has not said. */
+  sessionId: string | null;
+  /** Whole minutes, to the nearest. */
+  duration: number;
+  durationSeconds: number;
+  /** Whose figure `duration` is: the provider's, ours, or the page's. */
+  clock: 'provider' | 'own' | 'page' | null;
+  joinedAt: string | null;
+  leftAt: string | null;
+}
+
+/** The time of a study page beside a call of an outside provider. */
+export function useStreamStudyTimeTracker(callId: string | undefined): {
+  /** Asks for the call's session, and follows it. Never rejects. */
+  startTracking(): Promise<void>;
+  /** Null: there was nothing to end, or no answer; see `error`. Never rejects. */
+  endTracking(): Promise<StudySession | null>;
+  /** From the start's answer to the end of the session. */
+  isTracking: boolean;
+  /** Hours of the user's calls today, with those of this one so far. */
+  dailyHours: number;
+  /** Why the last request failed; null: it did not. */
+  error: TaximeterError | null;
+};

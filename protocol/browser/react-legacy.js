@@ -2,11 +2,19 @@
  * The hooks and components of older applications, under their old names, on pushed figures.
  *
  * An old application changes its imports, puts a `<TaximeterProvider>` around itself, and removes
- * its polling, heartbeats and timers: nothing here makes a request. Class names, texts and test
- * ids are the old ones. Times are in seconds and minutes, as the old names have them.
+ * its polling, heartbeats and timers: nothing here makes a request, but the study page at its
+ * beginning and end. Class names, texts and test ids are the old ones. Times are in seconds and
+ * minutes, as the old names have them.
  */
 
-import { createElement, useCallback, useEffect, useState } from 'react';
+import {
+  createElement,
+  useCallback,
+  useEffect,
+  useMemo,
+  useState,
+  useSyncExternalStore,
+} from 'react';
 import {
   Clock,
   formatClock,
@@ -17,6 +25,7 @@ import {
   useUsage as usePushedUsage,
 } from './react.js';
 import { firstOf } from './records.js';
+import { createStudy } from './study.js';
 
 const MINUTE_MS = 60_000;
 /** From this many minutes left on, the old hook warned. */
@@ -199,4 +208,19 @@ export function UsageTracker({ className }) {
   const credits = useCredits(formatCredits);
   const text = credits === null ? '–' : `${credits} credits`;
   return createElement('div', { className, 'data-testid': 'usage-tracker' }, text);
+}
+
+/**
+ * The time of a study page beside a call of an outside provider, and the day's hours.
+ *
+ * The provider's events begin and end the time, whether or not a page is open. `startTracking`
+ * asks for its session and follows it, and `endTracking` answers its minutes. Where no provider is
+ * set up, the time between the two counts. Neither rejects: `error` says why a request failed.
+ */
+export function useStreamStudyTimeTracker(callId) {
+  const meter = useMeter();
+  const study = useMemo(() => createStudy(meter, callId), [meter, callId]);
+  const view = useSyncExternalStore(study.subscribe, study.getSnapshot, study.getSnapshot);
+  const { startTracking, endTracking } = study;
+  return { ...view, startTracking, endTracking };
 }

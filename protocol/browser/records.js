@@ -64,11 +64,11 @@ export function firstOf(meter, pick) {
   return whileUser(meter, (signal) => find(meter, pick, signal));
 }
 
-async function ask(meter, path, query, signal) {
+async function ask(meter, path, query, init) {
   const given = Object.entries(query).filter(([, value]) => value !== undefined);
   let response;
   try {
-    response = await fetchAs(meter, `${path}?${new URLSearchParams(given)}`, { signal });
+    response = await fetchAs(meter, `${path}?${new URLSearchParams(given)}`, init);
   } catch (cause) {
     const details = { retryable: true, cause };
     throw new TaximeterError('unavailable', 'The server does not answer.', details);
@@ -81,10 +81,10 @@ async function ask(meter, path, query, signal) {
 }
 
 /** Asks below `/v1/`, as the present user; `pathOf` makes the path for the user's account. */
-function askAs(meter, pathOf, query) {
+export function askAs(meter, pathOf, query, init) {
   return whileUser(meter, async (signal) => {
     const account = await find(meter, (view) => view.account_id, signal);
-    return ask(meter, pathOf(encodeURIComponent(account)), query, signal);
+    return ask(meter, pathOf(encodeURIComponent(account)), query, { ...init, signal });
   });
 }
 

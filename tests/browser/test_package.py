@@ -98,6 +98,7 @@ BUDGETS = {
     "react.js": 2 * 1024,
     "react-legacy.js": 2 * 1024,
     "elements.js": 5 * 1024,
+    "study.js": 1024 + 256,
     "records.js": 1024,
     "react-records.js": 1024,
     "fallback.js": 2 * 1024,
