@@ -287,10 +287,15 @@ def create_app(process: Process, routes: list[BaseRoute] | None = None) -> Starl
     app.state.heartbeats = Heartbeats(process)
     app.state.streams = Streams(process)
     process.at_drain.append(app.state.heartbeats.drain)
+    _add_usage(app, process, providers)
+    return app
+
+
+def _add_usage(app: Starlette, process: Process, providers: CallProviders) -> None:
+    """Adds what counts minutes and calls."""
     app.state.usage = Usage.over(process.records)
     app.state.months = Months(process)
     app.state.reported_minutes = ReportedMinutes(process, app.state.usage, app.state.months)
     app.state.reports = 0
     app.state.calls = Calls(process, providers.adapters)
     app.state.studies = StudySessions(app.state.calls)
-    return app
