@@ -58,7 +58,7 @@ class RouteTargets(NamedTuple):
             "a namesake in another organisation": token("ann", org="other"),
             "a namesake without an organisation": token("ann"),
             "somebody else": token("eve", org="other", account="eve", sessions=[CHAT]),
-            "an administrator elsewhere": token("ann", org="other", scope="org:read"),
+            "an administrator of another organisation": token("ann", org="other", scope="org:read"),
             "an administrator without an organisation": token("ann", scope="org:read"),
             "a bearer of unknown scopes": token(
                 "eve", org="other", scope="ops:write ops.read OPS org:ops read admin"
@@ -251,7 +251,7 @@ async def test_a_users_token_reaches_nothing_of_another_user(scene: RouteTargets
     before = await scene.possessions()
     for name, example in EXAMPLES.items():
         for who, bearer in scene.strangers().items():
-            if "/ops/" in name and who == "an administrator elsewhere":
+            if "/ops/" in name and who == "an administrator of another organisation":
                 continue  # an administrator's own session
             for named in (True, False):
                 for key in (KEY, f"a key of {who}"):

@@ -3,11 +3,11 @@
 from typing import Any
 
 import pytest
-from pydantic import SecretStr
+from pydantic import SecretStr, ValidationError
 
 from server.runtime.secrets import with_secrets
 from server.runtime.settings import ConfigurationError, Settings, load_settings
-from server.runtime.start_checks import doubts, exposures
+from server.runtime.start_checks import doubts, exposures, forgeries
 from tests.fixtures.environment import set_environment
 
 SECRET = "s" * 32
@@ -80,3 +80,34 @@ def test_outside_development_short_secrets_are_refused(name: str, value: object)
     with pytest.raises(ConfigurationError, match=f"TAXIMETER_{name.upper()}"):
         with_secrets(Settings(**given))
     assert with_secrets(Settings(**given, env="development"))
+
+
+@pytest.mark.parametrize(
+    ("proxies", "refused"),
+    [
+        (None, True),
+        ("", True),
+        (" , ", True),
+        ("*", True),
+        ("10.0.0.1, *", True),
+        ("0.0.0.0/0", True),
+        ("::/0", True),
+        ("10.0.0.1", False),
+        ("10.0.0.0/8, ::1", False),
+    ],
+)
+def test_a_header_that_names_operators_needs_named_proxies(
+    monkeypatch: pytest.MonkeyPatch, proxies: str | None, refused: bool
+) -> None:
+    if proxies is None:
+        monkeypatch.delenv("FORWARDED_ALLOW_IPS", raising=False)
+    else:
+        monkeypatch.setenv("FORWARDED_ALLOW_IPS", proxies)
+    assert bool(forgeries(Settings(ops_user_header="X-Forwarded-User"))) is refused
+    assert forgeries(Settings()) == []
+
+
+@pytest.mark.parametrize("name", ["Authorization", "cookie", "X-Forwarded-For", "two words", "a:b"])
+def test_a_header_with_another_meaning_names_no_operator(name: str) -> None:
+    with pytest.raises(ValidationError):
+        Settings(ops_user_header=name)
