@@ -295,7 +295,8 @@ class CallHistory:
             assert self.credits[bill["account"]] < 100 * CREDIT, where
             assert clocks is not None, where
             is_limit = clocks["reason"] in ("limit", "not_started")
-            assert clocks["uncollected_ms"] or is_limit, where
+            lacked = clocks["uncollected_ms"] or clocks["uncollected_micros"]
+            assert lacked or is_limit, where
         if bill["session"] is not None:
             assert bill["session"]["state"] == "ended", where
             assert clocks is not None, where
