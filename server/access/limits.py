@@ -9,8 +9,8 @@ LOGIN_WAIT_MS: Final = 15 * 60_000
 LOGIN_TRIES_KEPT_MAX: Final = 16_384
 """Names and networks whose wrong passwords a process counts."""
 LOGIN_CHECK_MS: Final = 250
-"""Time between two checks of passwords in a process. Networks take turns. A check takes 100 ms of
-one core, and 64 MiB."""
+"""Time between two checks of passwords in a process. Networks take turns. A check takes 160 ms of
+a core, and 64 MiB."""
 PASSWORD_CHARACTERS_MIN: Final = 12
 PASSWORD_CHARACTERS_MAX: Final = 1_024
 

@@ -1,6 +1,6 @@
 """Passwords of operators: argon2id (RFC 9106), with the library's parameters.
 
-A check takes about a tenth of a second and 64 MiB, so a process checks one at a time; see
+A check takes 160 ms of a core and 64 MiB, so a process begins few in a second; see
 ``server/ops/sign_in.py``.
 """
 
