@@ -151,11 +151,11 @@ export class Connection extends Store {
   }
 
   /** Ends a backoff when the page, network or machine is back. */
-  #wake({ type, persisted }) {
+  #wake(event) {
     this._timers.check();
-    if (isHidden() && type !== 'online') return;
+    if (isHidden() && event.type !== 'online') return;
     this._hurry();
-    if (this.state === 'live') this._live.wake(persisted);
+    if (this.state === 'live') this._live.wake(event);
   }
 
   /** Ends a backoff. */

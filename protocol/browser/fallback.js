@@ -63,6 +63,7 @@ export class StreamSocket {
   #waiting = []; // texts of messages
   #isPosting = false;
   #timer;
+  #probe = null; // the WebSocket that is tried
   #joined = new Set(); // ids of sessions
 
   constructor(url, protocol, platform) {
@@ -97,6 +98,7 @@ export class StreamSocket {
     if (this.readyState !== 1) return;
     this.readyState = 3;
     this.#platform.clearTimeout(this.#timer);
+    this.#hangUp();
     const leaves = [...this.#joined].map((id) => ({ type: 'leave', session_id: id }));
     while (code === 1000 && this.#requestsUrl && leaves.length) {
       const body = JSON.stringify(leaves.splice(0, MESSAGES_MOST));
@@ -194,13 +196,22 @@ export class StreamSocket {
   /** Tries a WebSocket after a while; when it opens, the core moves to another. */
   #armUpgrade() {
     this.#timer = this.#platform.setTimeout(() => {
+      this.#hangUp(); // the last one may never have got an answer
       const { href } = this.#url;
       const socket = new this.#platform.WebSocket(href.replace('http', 'ws'), this.#protocol);
+      this.#probe = socket;
       socket.onopen = () => {
-        socket.close(1000);
+        this.#hangUp();
         if (this.readyState === 1) this.#tell({ type: 'reconnect', after_ms: 0, by: 'stream' });
       };
       this.#armUpgrade();
     }, UPGRADE_AFTER_MS);
+  }
+
+  /** Closes the WebSocket that was tried: nothing else would. */
+  #hangUp() {
+    if (this.#probe) this.#probe.onopen = null;
+    this.#probe?.close(1000);
+    this.#probe = null;
   }
 }

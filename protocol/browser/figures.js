@@ -99,6 +99,7 @@ export class Figures {
     this.#glide = null;
     this.#base = { speed: message.speed ?? 1, state: message.state };
     this.#rebase(message);
+    if (message.state === 'stopping') this.#joinGrace(message);
     // The snapshot contains the effects of missed notices: dispatch them, apply nothing.
     for (const notice of [...(message.missed ?? [])].sort((a, b) => a.seq - b.seq)) {
       if (!this.#deliver(notice, message.server_time_at)) continue;
@@ -146,6 +147,14 @@ export class Figures {
       this.#session.receipt = notice.receipt;
     }
     return true;
+  }
+
+  /** Takes the end of a grace that began before this page came: nothing says when. */
+  #joinGrace({ ends_at: endsAt, server_time_at: serverTimeAt }) {
+    if (this.#grace || !endsAt) return;
+    const graceMs = endsAt - serverTimeAt;
+    this.#grace = { grace_ms: graceMs, grace_ends_at: endsAt };
+    this.#graceEndsAt = this.#clock() + graceMs;
   }
 
   /** Applies a notice to the figures, until the next snapshot or tick. */

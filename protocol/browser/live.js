@@ -51,8 +51,8 @@ export class Live {
   }
 
   /** Takes the page back from sleep, or from the back/forward cache. */
-  wake(isPersisted) {
-    this.#upkeep.wake(isPersisted);
+  wake(event) {
+    this.#upkeep.wake(event);
   }
 
   /** Joins each session; promises, for each, what it has missed. */

@@ -286,9 +286,9 @@ export type SessionView =
       {
         /** A limit was reached, and the grace runs. */
         status: 'stopping';
-        /** With the next two undefined if this client has not got `limit_reached`. */
+        /** What was left of the grace, if this client joined during it. */
         grace_ms?: number;
-        /** By the server's clock. */
+        /** By the server's clock; undefined if this client joined during the grace. */
         stopped_at?: number;
         /** By the server's clock; draw with `session.now().grace_left_ms`. */
         grace_ends_at?: number;

@@ -76,8 +76,13 @@ export class Upkeep {
     if (expires_at) this.#armRefresh(_platform.now() + expires_at - server_time_at);
   }
 
-  /** Reports what the sessions have missed, once all are joined. */
-  async report(joins) {
+  /**
+   * Reports what the sessions have missed, once all are joined.
+   *
+   * `isReturn`: the page was away. Otherwise it may have been hidden only, with a quiet line,
+   * and `resumed` goes out only if something was missed.
+   */
+  async report(joins, isReturn = true) {
     const meter = this.#meter;
     const [line, away] = [meter._line, this.#away];
     this.#away = null;
@@ -86,14 +91,16 @@ export class Upkeep {
     const missed = await Promise.all(
       joins.map(async ({ session, isNew, joined }) => {
         const missed = (await joined)?.missed ?? [];
-        if (away && !isNew) session._emit('resumed', { away_ms, missed });
+        const isNews = away && (isReturn || missed.length);
+        if (isNews && !isNew) session._emit('resumed', { away_ms, missed });
         return missed;
       }),
     );
     if (line === this.#joining) this.#joining = null;
     if (line !== meter._line) return;
     meter._letGo();
-    if (away) meter._emit('resumed', { away_ms, missed: missed.flat() });
+    const all = missed.flat();
+    if (away && (isReturn || all.length)) meter._emit('resumed', { away_ms, missed: all });
   }
 
   /** Forgets the past: the connection was given up. */
@@ -111,7 +118,7 @@ export class Upkeep {
   }
 
   /** Looks after a live line when the page, network or machine is back. */
-  wake(isPersisted) {
+  wake({ type, persisted: isPersisted }) {
     const meter = this.#meter;
     const silentMs = this.#heard();
     // The server has given up a client that was silent for two of its pings, and a page in the
@@ -122,7 +129,7 @@ export class Upkeep {
       this.#ping();
       this.#watch();
       this.#away = this.#heard;
-      this.report(this.#joinAll());
+      this.report(this.#joinAll(), type !== 'visibilitychange');
     }
   }
 

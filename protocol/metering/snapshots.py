@@ -3,6 +3,7 @@
 from protocol.metering import limit_positions
 from protocol.metering.meter import Meter
 from protocol.metering.notices import decode_notice
+from protocol.metering.states import Phase
 from protocol.wire import messages
 from protocol.wire.codec import format_tick
 from protocol.wire.money import format_credits
@@ -23,6 +24,8 @@ def snapshot(
     ends_at = None
     if remaining_ms is not None and meter.counting:
         ends_at = now_ms + remaining_ms // identity.terms.speed
+    elif meter.phase is Phase.STOPPING:
+        ends_at = standing.grace_until
     return messages.Session(
         id=request_id,
         session_id=identity.session_id,

@@ -307,7 +307,9 @@ class Session(Answer, frozen=True, kw_only=True, tag="session"):
     credits_per_minute: Annotated[Credits, describe("The price of a billed minute.")]
     limit: BindingLimit
     remaining_ms: RemainingMs
-    ends_at: Annotated[int | None, describe("When the limit binds; null: no limit.")]
+    ends_at: Annotated[
+        int | None, describe("When the limit binds, or the grace after it ends; null: never.")
+    ]
     limits: Annotated[list[LimitRemaining], describe("Every limit of the session.")]
     missed: Annotated[list[Notice], describe("The kept notices above `last_seq`, oldest first.")]
     server_time_at: InstantAt

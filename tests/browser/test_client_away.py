@@ -237,6 +237,28 @@ async def test_several_signs_of_one_return_are_one_request(client: ClientPage) -
     await line.receive("pause")
 
 
+@pytest.mark.parametrize("is_return", [False, True])
+async def test_a_page_that_was_hidden_only_has_not_resumed(
+    client: ClientPage, is_return: bool
+) -> None:
+    """A line may be quiet for as long as the ticks of its sessions are apart."""
+    line = await client.live()
+    await client.run(
+        "() => { window.returns = [];"
+        " for (const one of [meter, session]) one.addEventListener('resumed',"
+        " ({ detail }) => returns.push(detail.away_ms)); }"
+    )
+    await client.advance(5_000)
+    event = "() => document.dispatchEvent(new Event('resume'))"
+    await client.run(event if is_return else VISIBLE)
+    await line.receive("ping")
+    await line.join()
+    await client.take("session")
+    await line.send(**tick(5_100))
+    await client.take("tick")
+    assert await client.run("() => returns") == ([5_000, 5_000] if is_return else [])
+
+
 async def test_a_clock_that_stood_still_does_not_hide_the_sleep(client: ClientPage) -> None:
     """In some browsers ``performance.now()`` stands still while the machine sleeps."""
     await client.live()

@@ -283,6 +283,19 @@ async def test_a_grace_that_was_missed_has_run_already(client: ClientPage) -> No
     assert (await client.reading())["grace_left_ms"] == 10_000
 
 
+async def test_a_client_that_joins_during_the_grace_shows_what_is_left(client: ClientPage) -> None:
+    ends_at = SERVER_TIME_AT + 9_000
+    await client.live("token: 'token-1'", state="stopping", elapsed_ms=210_000, ends_at=ends_at)
+    shown = await view(client)
+    assert (shown["status"], shown["grace_ms"], shown["grace_ends_at"]) == (
+        "stopping",
+        9_000,
+        ends_at,
+    )
+    await client.advance(6_000)
+    assert (await client.reading())["grace_left_ms"] == 3_000
+
+
 async def test_the_meters_view_has_user_balance_and_month(client: ClientPage) -> None:
     await client.construct()
     idle = await view(client, "meter")

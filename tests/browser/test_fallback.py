@@ -202,6 +202,42 @@ async def test_a_new_token_is_used_for_later_requests(
         assert last.headers["authorization"] == f"Bearer {fresh}"
 
 
+async def test_a_stream_keeps_no_socket_that_it_has_tried(
+    server: TestServer, context: BrowserContext
+) -> None:
+    """Not one that never opens, and none after its own end."""
+    async with blocked(server, context) as page:
+        found = await page.run(
+            """async (token) => {
+              const { StreamSocket } = await import('/client/fallback.js');
+              const url = `${location.origin.replace('http', 'ws')}/v1/ws`;
+              const tried = [];
+              let due;
+              const platform = {
+                setTimeout: (callback) => { due = callback; },
+                clearTimeout: () => { due = null; },
+                WebSocket: class {
+                  constructor() { this.isOpen = true; tried.push(this); }
+                  close() { this.isOpen = false; }
+                },
+              };
+              const socket = new StreamSocket(url, 'taximeter.v1', platform);
+              await new Promise((resolve) => { socket.onopen = resolve; });
+              await new Promise((resolve) => {
+                socket.onmessage = resolve;
+                socket.send(JSON.stringify({ type: 'auth', id: 1, token }));
+              });
+              for (let i = 0; i < 3; i += 1) due();
+              const open = () => tried.filter(({ isOpen }) => isOpen).length;
+              const before = open();
+              socket.close(1000);
+              return [tried.length, before, open(), due, tried.filter((one) => one.onopen).length];
+            }""",
+            server.token(),
+        )
+        assert found == [3, 1, 0, None, 0]
+
+
 # Which way the core takes
 
 FAKE = (

@@ -56,6 +56,7 @@ def test_a_sent_stop_shows_the_counted_time_at_once() -> None:
     assert reached.elapsed_ms == 30_000
     assert len(shown_to_all(effects)) == 1
     assert snapshot(bench.meter, bench.now).state == "stopping"
+    assert snapshot(bench.meter, bench.now).ends_at is None  # nothing has recorded the stop
     assert not shown_to_all(bench.accept(None))  # no visible figure has changed since
 
 
@@ -78,7 +79,8 @@ def test_a_stop_that_others_record_is_shown_here(heard: str, is_said_here: bool)
         bench.drain()
     else:
         bench.answer(session=remote.session, notices=remote.notices)
-    assert snapshot(bench.meter, bench.now).state == "stopping"
+    stopping = snapshot(bench.meter, bench.now)
+    assert (stopping.state, stopping.ends_at) == ("stopping", NOW + 45_000)
     shown = shown_to_all(bench.effects if is_said_here else bench.effects[seen:])
     assert len(shown) == 1
 
