@@ -241,7 +241,7 @@ async def test_several_signs_of_one_return_are_one_request(client: ClientPage) -
 async def test_a_page_that_was_hidden_only_has_not_resumed(
     client: ClientPage, is_return: bool
 ) -> None:
-    """A line may be quiet for as long as the ticks of its sessions are apart."""
+    """A line may be quiet between two ticks."""
     line = await client.live()
     await client.run(
         "() => { window.returns = [];"
