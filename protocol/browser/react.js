@@ -151,7 +151,11 @@ export function useSession({ kind, id, enabled = true, initial, ...terms }, sele
   const subscribe = useCallback(
     (listener) => {
       if (!isOn || meter.state === 'closed') return noop;
-      const session = meter.retain({ kind, sessionId: id, ...latest.current });
+      const held = meter.find(id);
+      // A component that shows a failure must not start the session again: it would never end.
+      const session = held?._isHeld
+        ? held.retain()
+        : meter.retain({ kind, sessionId: id, ...latest.current });
       const unsubscribe = session.subscribe(listener);
       return () => {
         unsubscribe();

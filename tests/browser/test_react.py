@@ -327,8 +327,10 @@ async def test_a_provider_with_another_address_closes_the_old_meter(
 async def test_a_refused_start_shows_its_error_and_can_be_repeated(react: ClientPage) -> None:
     await react.run(
         """() => {
-          window.Status = () => h(Chat, { select: ({ status, error }) =>
-            `${status} ${error?.code} ` });
+          window.Status = () => h(Chat, { select: ({ status, error, retry }) => {
+            window.retry = retry;
+            return `${status} ${error?.code} `;
+          } });
           window.two = () => app(h(Status), h(Status));
           render(two());
         }"""
@@ -339,8 +341,11 @@ async def test_a_refused_start_shows_its_error_and_can_be_repeated(react: Client
     await line.answer(await line.receive("start"), type="error", **refusal)
     failed = "failed limit_reached "
     await react.page.wait_for_function("(twice) => text() === twice", arg=2 * failed)
-    # A third one tries again, for all.
+    # A further one that shows the failure starts nothing: that might never end.
     await react.run("() => render(app(h(Status), h(Status), h(Status)))")
+    await react.run("settle")
+    assert await react.run("text") == 3 * failed
+    await react.run("() => ReactDOM.flushSync(() => retry())")
     start = await line.receive("start")
     assert await react.run("text") == 3 * "starting undefined "
     await line.answer(start, type="error", **refusal)
