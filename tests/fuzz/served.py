@@ -26,7 +26,9 @@ from starlette.routing import BaseRoute, Route  # noqa: E402
 
 import server.hosting.serving as serving  # noqa: E402
 from server.__main__ import commands  # noqa: E402
+from server.access.principals import PUBLIC  # noqa: E402
 from server.hosting.app import create_app  # noqa: E402
+from server.http.routes import Access, declared  # noqa: E402
 from server.process import Process  # noqa: E402
 from tests.fuzz.cases import INSIDE_PATH  # noqa: E402
 
@@ -87,6 +89,7 @@ def counts(app: Starlette) -> dict[str, int]:
     }
 
 
+@declared(Access(roles=PUBLIC))
 async def inside(request: Request) -> Response:
     """The counts, and with ``?memory`` the resident bytes.
 
