@@ -363,8 +363,12 @@ class Tab:
         return self.at("[part=toast-text]").last
 
 
-@pytest_asyncio.fixture(scope="session", loop_scope="session")
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def chromium() -> AsyncIterator[Browser]:
+    """A browser of the module.
+
+    One for the session would stay open until the last test.
+    """
     if shutil.which(CHROMIUM) is None:
         pytest.skip(f"there is no Chromium at {CHROMIUM} (set CHROMIUM to its path)")
     async with async_playwright() as playwright:

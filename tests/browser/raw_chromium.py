@@ -156,9 +156,9 @@ async def running_chromium(*arguments: str) -> AsyncIterator[RawChromium]:
             await child.wait()
 
 
-@pytest_asyncio.fixture(scope="session", loop_scope="session")
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def raw_chromium() -> AsyncIterator[RawChromium]:
-    """One such browser for all tests."""
+    """One such browser for all tests of a module."""
     if shutil.which(CHROMIUM) is None:
         pytest.skip(f"there is no Chromium at {CHROMIUM} (set CHROMIUM to its path)")
     async with running_chromium() as browser:
