@@ -135,6 +135,7 @@ class MoneyClient:
             self._check_refused(transfer, error)
             return
         told = recalls[account] - before
+        told -= node.line.troubled - troubled  # a message that Redis gets twice recalls twice
         self._check_recalls(transfer, told, free_micros, self._free_micros(node, account))
         if answer is not None:  # without an answer the process has died
             self._take(transfer, answer, troubled == node.line.troubled)

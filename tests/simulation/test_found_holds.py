@@ -6,7 +6,7 @@ import pytest
 
 from tests.simulation.actions import Action
 from tests.simulation.driver import Laboratory
-from tests.simulation.traces import FLUSHER, NODE, act, pay, run, start, wait
+from tests.simulation.traces import FLUSHER, NODE, act, mishaps, pay, run, start, wait
 
 pytestmark = pytest.mark.usefixtures("quiet_logs")
 
@@ -243,4 +243,18 @@ def test_hold_that_expires_during_late_answers_ends_later(
         act("slow_redis", delays=[5_000], ms=90_000),
         wait(123),
         wait(180),
+    )
+
+
+def test_spend_that_redis_gets_twice_may_recall_twice(lab: Laboratory) -> None:
+    """Both copies find the credits held by a session's grant (seed 940273)."""
+    other = {"node": NODE, "user": "ann9", "entry": "s1", "micros": 250_000, "form": 0}
+    run(
+        lab,
+        pay("cat9", 142_857),
+        act("start", client="first", node=NODE, user="cat9", kind="capped", session="s1"),
+        pay("cat9", 500_000, "p2"),
+        act("transfer", kind="spend", **other),
+        mishaps(NODE, "redis", ["none", 30_000], ["twice", 10]),
+        act("transfer", node=NODE, kind="spend", user="cat9", entry="s2", micros=500_000, form=2),
     )
