@@ -56,7 +56,8 @@ export class Figures {
     if (!this.#base) return null;
     if (this.state === 'ended') {
       const { reason = null, limit = null } = this.#stopped ?? {};
-      return { status: 'ended', session_id, reason, limit, receipt };
+      const notices = this.#notices;
+      return { status: 'ended', session_id, reason, limit, receipt, notices };
     }
     const { state, grace_left_ms: _, ...figures } = this.now();
     const { kind, credits_per_minute, limits, ends_at } = snapshot;

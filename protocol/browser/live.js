@@ -71,8 +71,11 @@ export class Live {
   #repeat(session) {
     const waiting = this.#meter._requests.of(session).filter((entry) => entry.resend);
     for (const entry of waiting) this.#meter._transmit(entry);
-    const isAsked = waiting.some((entry) => entry.message.type === 'stop');
-    if (session.stopWanted && !isAsked) session.stop().catch(() => {});
+    if (session.stopWanted && !this.#isStopAsked(session)) session.stop().catch(() => {});
+  }
+
+  #isStopAsked(session) {
+    return this.#meter._requests.of(session).some(({ message }) => message.type === 'stop');
   }
 
   /** Starts, joins or watches a session; promises its snapshot, or undefined. */
@@ -86,7 +89,13 @@ export class Live {
     session._change();
     try {
       // JSON omits undefined fields.
-      return await meter._ask({ ...session._request, last_seq: session.lastSeq }, session, false);
+      const request = { ...session._request, last_seq: session.lastSeq };
+      const joined = await meter._ask(request, session, false);
+      // The server knew no session when it was to stop, and has it now.
+      if (session.stopWanted && meter._has(session) && !this.#isStopAsked(session)) {
+        session.stop().catch(() => {});
+      }
+      return joined;
     } catch (error) {
       if (!meter._has(session)) return; // left meanwhile
       if (['disconnected', 'closed'].includes(error.code)) return; // the reconnect joins it

@@ -12,6 +12,7 @@ import {
   useCallback,
   useEffect,
   useMemo,
+  useRef,
   useState,
   useSyncExternalStore,
 } from 'react';
@@ -22,6 +23,7 @@ import {
   useMeter,
   useNotices,
   useSession,
+  useTaximeter,
   useUsage as usePushedUsage,
 } from './react.js';
 import { firstOf } from './records.js';
@@ -71,8 +73,9 @@ export function useMinuteTracking({
   const usage = usePushedUsage();
   const session = useSession(
     { kind, id: sessionId, enabled: useBegun(sessionId, isRecording) },
-    ({ status, elapsed_ms, receipt, error, pause, resume, stop, retry }) => ({
+    ({ status, live, elapsed_ms, receipt, error, pause, resume, stop, retry }) => ({
       status,
+      live,
       seconds: Math.floor((receipt?.elapsed_ms ?? elapsed_ms ?? 0) / 1000),
       error,
       pause,
@@ -81,15 +84,19 @@ export function useMinuteTracking({
       retry,
     }),
   );
-  const { status, seconds, pause, resume, retry } = session;
+  const { status, live, seconds, pause, resume, retry } = session;
+  const wasRecording = useRef(isRecording);
   useEffect(() => {
-    if (isRecording) retry(); // a start that was refused, when the user records once more
+    // A start that was refused, when the user records once more; a mount would retry without end.
+    if (isRecording && !wasRecording.current) retry();
+    wasRecording.current = isRecording;
   }, [isRecording, retry]);
   useEffect(() => {
+    if (!live) return; // asked when the line is back
     // A refusal shows in the session's view.
     if (status === 'running' && !isRecording) pause().catch(() => {});
     if (status === 'paused' && isRecording) resume().catch(() => {});
-  }, [status, isRecording, pause, resume]);
+  }, [status, live, isRecording, pause, resume]);
   useNotices(sessionId, (notice) => {
     if (notice.type === 'limit_warning') onApproachingLimit?.(notice);
     if (notice.type === 'limit_reached') onLimitReached?.(notice);
@@ -108,11 +115,13 @@ export function useMinuteTracking({
   };
 }
 
-/** Whether a recording of this id has begun: a pause does not leave its session. */
+/** Whether the user has begun a recording of this id: a pause does not leave its session. */
 function useBegun(sessionId, isRecording) {
+  const { login } = useTaximeter();
+  const recording = `${login} ${sessionId}`;
   const [begun, setBegun] = useState(null);
-  if (isRecording && begun !== sessionId) setBegun(sessionId);
-  return isRecording || begun === sessionId;
+  if (isRecording && begun !== recording) setBegun(recording);
+  return isRecording || begun === recording;
 }
 
 /**

@@ -58,6 +58,7 @@ export class Session extends Store {
   _again() {
     if (!this._error) return undefined;
     this._error = null;
+    this.stopWanted = false;
     this.#await();
     this._change();
     return this;

@@ -118,7 +118,7 @@ export function createStudy(meter, callId) {
 
   /** Says that the user is in the call, and again until it is heard of. */
   const say = async () => {
-    clearTimeout(timer);
+    if (!isWanted) return;
     let waitMs = ASK_MS;
     try {
       const { sessionId, clock } = await post('start');
@@ -131,6 +131,7 @@ export function createStudy(meter, callId) {
       show(error);
       if (!error.retryable) isWanted = false;
     }
+    clearTimeout(timer); // of another attempt at the same time
     if (isWanted && waitMs) timer = setTimeout(say, waitMs);
   };
 

@@ -300,6 +300,7 @@ export type SessionView =
       readonly reason: StopReason | null;
       readonly limit: Limit | null;
       readonly receipt: Receipt | null;
+      readonly notices: readonly ViewNotice[];
     }
   /** It cannot start, or cannot be joined again. */
   | { readonly status: 'failed'; readonly session_id: string; readonly error: TaximeterError };

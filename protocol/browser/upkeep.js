@@ -15,11 +15,13 @@ const LEAD_MOST_MS = 120_000;
  * Starts to measure; the result gives the milliseconds since.
  *
  * The monotonic clock of some browsers stands still while the machine sleeps, so the clock of
- * the wall is asked, too.
+ * the wall is asked, too. `sleptMs()` of the result gives the difference.
  */
 function stopwatch({ now }) {
   const [at, wallAt] = [now(), Date.now()];
-  return () => Math.max(now() - at, Date.now() - wallAt);
+  const measure = () => Math.max(now() - at, Date.now() - wallAt);
+  measure.sleptMs = () => Date.now() - wallAt - (now() - at);
+  return measure;
 }
 
 /**
@@ -129,7 +131,8 @@ export class Upkeep {
       this.#ping();
       this.#watch();
       this.#away = this.#heard;
-      this.report(this.#joinAll(), type !== 'visibilitychange');
+      const isReturn = type !== 'visibilitychange' || this.#heard.sleptMs() >= PROBE_AFTER_MS;
+      this.report(this.#joinAll(), isReturn);
     }
   }
 

@@ -112,8 +112,7 @@ def test_stops_beside_bare_timers() -> None:
         figures = [float(figure) for figure in row[36:].split()]
         assert len(figures) == 6
         for p50, p99, most in (figures[:3], figures[3:]):
-            # A loop may wake half a millisecond early; a stop is never before its instant.
-            assert -1 < p50 <= p99 <= most
+            assert p50 <= p99 <= most
     assert float(rows[0][36:].split()[0]) >= 0
     assert histogram.startswith("by /metrics: ")
     assert " of 3 within 10 ms" in histogram

@@ -311,35 +311,6 @@ async def test_an_operator_names_the_tenant_to_watch(client: ClientPage) -> None
     assert (of_user["user"], "org" in of_user) == ("ann", False)
 
 
-@pytest.mark.parametrize("is_first", [True, False])
-async def test_a_session_is_watched_on_when_its_last_holder_is_gone(
-    client: ClientPage, is_first: bool
-) -> None:
-    """What watches and what holds a session may come in any order."""
-    await client.construct()
-    watch = "window.watched = meter.watch('session-1');"
-    hold = "window.held = meter.retain({ kind: 'chat', sessionId: 'session-1' });"
-    await client.run(f"() => {{ {watch if is_first else hold} }}")
-    line = await client.server.line()
-    await line.welcome()
-    first = await line.receive("watch" if is_first else "start")
-    await line.answer(first, **snapshot())
-    await client.run(f"() => {{ {hold if is_first else watch} }}")
-    if is_first:
-        await line.join()
-    await client.run("async () => { await held.ready; held.release(); clock.advance(0); }")
-    await line.receive("leave")
-    again = await line.receive("watch")
-    await line.answer(again, **snapshot(elapsed_ms=9_000))
-    await client.run(
-        "() => new Promise((done) => { const look = () =>"
-        " watched.getSnapshot().elapsed_ms === 9000 ? done() : setTimeout(look); look(); })"
-    )
-    await client.run("() => { watched.leave(); }")
-    await line.receive("leave")
-    assert await client.run("() => meter.find('session-1') === undefined")
-
-
 async def test_a_start_without_an_answer_is_repeated(client: ClientPage) -> None:
     await client.construct("token: 'token-1', requestTimeoutMs: 3000")
     await client.start()

@@ -171,9 +171,11 @@ async def test_a_failed_start_may_be_tried_again(client: ClientPage) -> None:
     await client.run("() => settled(session.ready)")
     assert (await view(client))["status"] == "failed"
     assert await client.run("() => session.getSnapshot().error.limit") == "credits"
-    # For all its holders: it is the same session.
+    await client.run("() => { session.stopWanted = true; }")
+    # For all its holders: it is the same session, and nothing of before counts.
     assert await client.run(f"() => meter.retain({OPTIONS}) === session")
     assert (await view(client))["status"] == "starting"
+    assert await client.run("() => session.stopWanted") is False
     await line.join()
     assert (await client.run("() => settled(session.ready)"))["value"]["state"] == "active"
     assert (await view(client))["status"] == "running"

@@ -101,7 +101,8 @@ async def test_the_stop_counts_its_grace_down(elements: ElementsPage) -> None:
 
 
 async def test_a_stop_of_unknown_age_has_no_grace(elements: ElementsPage) -> None:
-    await elements.begin(f"{CLOCK}{NOTICES}", state="stopping", limit="org_minutes", seq=3)
+    stopped = {"state": "stopping", "limit": "org_minutes", "seq": 3, "ends_at": None}
+    await elements.begin(f"{CLOCK}{NOTICES}", **stopped)
     alert = elements.page.get_by_role("alert")
     await expect(alert).to_have_text(
         re.compile("month is used upNothing more is charged. Save your work now.$")

@@ -90,8 +90,8 @@ async def refused(
 
 async def test_an_api_key() -> None:
     two = authenticator(api_keys=(SecretStr("another"), SecretStr(KEY)))
-    assert await two.authenticate(KEY) == Principal(kind="key")
-    assert await two.authenticate("another") == Principal(kind="key")
+    assert await two.authenticate(KEY) == Principal(kind="key", via="key")
+    assert await two.authenticate("another") == Principal(kind="key", via="key")
     await refused(KEY[:-1], two)
     await refused(KEY + "x", two)
     await refused(KEY, authenticator(api_keys=()))

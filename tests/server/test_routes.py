@@ -33,9 +33,9 @@ async def test_the_gate_keeps_out_whatever_the_endpoint_asks(start_server: Start
         asked.append(request.method)
         return Response()
 
-    server = await start_server(routes=[Route("/careless", careless, methods=["GET", "POST"])])
+    server = await start_server(routes=[Route("/careless", careless, methods=["GET"])])
     for bearer, status in ((None, 401), (API_KEY, 403), (server.token(), 403)):
-        for method in ("GET", "HEAD", "POST"):
+        for method in ("GET", "HEAD"):
             response = await ask(server, method, "/careless", bearer)
             assert response.status_code == status
     assert asked == []
