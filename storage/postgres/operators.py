@@ -77,7 +77,7 @@ class OperatorRecords(Database):
         async def open_it(connection: Connection) -> bool:
             async with connection.transaction():
                 opened = await connection.fetchval(SQL["open_operator_session"], *arguments)
-                pruned = (session.actor, most, now_ms, batch)
+                pruned = (session.actor, most, now_ms, batch, arguments[3], session.org_id)
                 await connection.execute(SQL["prune_operator_sessions"], *pruned)
                 return opened is not None
 

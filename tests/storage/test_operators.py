@@ -126,6 +126,20 @@ async def test_log_has_one_row_for_an_intent_that_is_repeated(operators: Operato
     assert row.reason == "a complaint"
 
 
+async def test_sessions_of_a_namesake_end_none_of_an_operator(operators: OperatorRecords) -> None:
+    """The subject of an organisation's token may be any name."""
+    await operators.add("olga", "act", "hash")
+    olga = await operators.operator("olga")
+    assert await operators.open_session(b"own", OLGA, NOW_MS, operator=olga)
+    for org in ("acme", "globex"):
+        namesake = OperatorSession("olga", "token", "org:read", org, NOW_MS + HOUR_MS)
+        for number in range(storage_limits.OPERATOR_SESSIONS_MAX + 1):
+            await operators.open_session(f"{org} {number}".encode(), namesake, NOW_MS)
+    assert await operators.session(b"own", NOW_MS) is not None
+    assert await operators.session(b"acme 0", NOW_MS) is None
+    assert await operators.session(b"acme 1", NOW_MS) is not None
+
+
 async def test_newest_outcome_counts(operators: OperatorRecords, database: str) -> None:
     await operators.begin_action(intent())
     await operators.finish_action("a1", NOW_MS, "failed", "unavailable", None)
