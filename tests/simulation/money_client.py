@@ -135,8 +135,10 @@ class MoneyClient:
             self._check_refused(transfer, error)
             return
         told = recalls[account] - before
-        told -= node.line.troubled - troubled  # a message that Redis gets twice recalls twice
-        self._check_recalls(transfer, told, free_micros, self._free_micros(node, account))
+        # A message that Redis gets twice recalls twice.
+        assert told <= 1 + node.line.troubled - troubled, (transfer, told)
+        if told:
+            self._check_recalled(transfer, free_micros, self._free_micros(node, account))
         if answer is not None:  # without an answer the process has died
             self._take(transfer, answer, troubled == node.line.troubled)
 
@@ -149,12 +151,11 @@ class MoneyClient:
         balance, reserved = self.world.cluster.redis.wire.ask("HMGET", key, "balance", "reserved")
         return None if balance is None else int(balance) - int(reserved or 0)
 
-    def _check_recalls(
-        self, transfer: Transfer, recalls: int, before_micros: int | None, after_micros: int | None
+    def _check_recalled(
+        self, transfer: Transfer, before_micros: int | None, after_micros: int | None
     ) -> None:
-        """A transfer recalls sessions once at most, if grants alone hinder it."""
-        assert recalls <= 1, (transfer, recalls)
-        if recalls and before_micros is not None and after_micros is not None:
+        """A transfer recalls sessions only if grants alone hinder it."""
+        if before_micros is not None and after_micros is not None:
             assert max(before_micros, after_micros) >= transfer.micros, (transfer, before_micros)
 
     async def repeat(self, node: ServerHost, transfer: Transfer, form: int) -> None:
