@@ -1,8 +1,5 @@
 """Fixtures of every test: real engines, own database, real server."""
 
-from pathlib import Path
-
-import pytest
 import structlog
 from hypothesis import HealthCheck, settings
 
@@ -29,24 +26,3 @@ structlog.configure(
         ),
     ]
 )
-
-LONGEST_FIRST = (
-    "fuzz/test_fuzz.py",
-    "faults/test_torture.py",
-    "simulation/test_mutations.py",
-    "benchmarks/test_benchmarks.py",
-    "faults/test_redis_cluster.py",
-    "browser/test_real_tabs.py",
-    "simulation/test_unproven.py",
-    "simulation/test_seeds.py",
-    "faults/test_restart.py",
-    "server/test_openapi_true.py",
-)
-"""Files of few tests that take long: one that begins last would keep the others waiting."""
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Puts the files that take long first."""
-    here = Path(__file__).parent
-    places = {here / name: place for place, name in enumerate(LONGEST_FIRST)}
-    items.sort(key=lambda item: places.get(item.path, len(places)))

@@ -39,7 +39,7 @@ CALLED_BY_LIBRARIES = {
     "http_open", "https_open",  # urllib's handlers
     "do_GET", "log_message",  # http.server
     "emit",  # logging.Handler
-    "pytest_collection_modifyitems", "pytest_plugins", "pytestmark",
+    "pytest_plugins", "pytestmark",
 }  # fmt: skip
 REGISTERING = {"command", "callback", "field_validator", "model_validator"}
 """Decorators that register a function with a library, which calls the function."""
