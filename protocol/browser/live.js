@@ -71,11 +71,13 @@ export class Live {
   #repeat(session) {
     const waiting = this.#meter._requests.of(session).filter((entry) => entry.resend);
     for (const entry of waiting) this.#meter._transmit(entry);
-    if (session.stopWanted && !this.#isStopAsked(session)) session.stop().catch(() => {});
+    this.#stopAgain(session);
   }
 
-  #isStopAsked(session) {
-    return this.#meter._requests.of(session).some(({ message }) => message.type === 'stop');
+  /** Carries out a wish to stop that nothing on the line asks for. */
+  #stopAgain(session) {
+    const { _requests } = this.#meter;
+    if (session.stopWanted && !_requests.hasStop(session)) session.stop().catch(() => {});
   }
 
   /** Starts, joins or watches a session; promises its snapshot, or undefined. */
@@ -92,9 +94,7 @@ export class Live {
       const request = { ...session._request, last_seq: session.lastSeq };
       const joined = await meter._ask(request, session, false);
       // The server knew no session when it was to stop, and has it now.
-      if (session.stopWanted && meter._has(session) && !this.#isStopAsked(session)) {
-        session.stop().catch(() => {});
-      }
+      if (meter._has(session)) this.#stopAgain(session);
       return joined;
     } catch (error) {
       if (!meter._has(session)) return; // left meanwhile

@@ -61,6 +61,11 @@ export class Requests {
     return session ? entries.filter((entry) => entry.session === session) : entries;
   }
 
+  /** Whether a `stop` of this session waits for its answer. */
+  hasStop(session) {
+    return this.of(session).some(({ message }) => message.type === 'stop');
+  }
+
   has(entry) {
     return this.#entries.has(entry.message.id);
   }

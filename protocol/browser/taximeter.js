@@ -153,8 +153,7 @@ export class Taximeter extends Connection {
     if (session._isHeld) return;
     const { sessionId, stopWanted, _isOwned } = session;
     if (this.#held.get(sessionId) === session) this.#held.delete(sessionId);
-    const isAsked = this._requests.of(session).some(({ message }) => message.type === 'stop');
-    const isStopping = stopWanted && (isAsked || this.state !== 'live');
+    const isStopping = stopWanted && (this._requests.hasStop(session) || this.state !== 'live');
     if (isStopping || _isOwned) return;
     if (!session._watch) this._leaveSession(session);
     else {

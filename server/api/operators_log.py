@@ -12,12 +12,12 @@ from starlette.routing import Route
 
 from protocol.wire.errors import BadMessageError
 from protocol.wire.fields import describe
-from server import limits as server_limits
 from server.access.principals import READERS
 from server.api.reports import harmless, streamed
 from server.http.acts import log_of
-from server.http.openapi import CURSOR, LIMIT, Operation, described, query_parameter
+from server.http.openapi import CURSOR, INSTANT, LIMIT, Operation, described, query_parameter
 from server.http.paging import cursor_of, cursor_values, foreign_cursor, page_rows
+from server.http.requests import query_instant
 from server.http.responses import answer
 from storage import limits as storage_limits
 from storage.postgres.operators import OperatorRecords
@@ -39,19 +39,14 @@ COLUMNS = (
     "request_id",
 )
 OUTCOMES = ("begun", "done", "refused", "failed")
-_INSTANT: dict[str, Any] = {
-    "type": "integer",
-    "minimum": 0,
-    "maximum": server_limits.INSTANT_AT_MAX,
-}
 _TEXT: dict[str, Any] = {"type": "string", "minLength": 1, "maxLength": 512}
 FILTERS = (
     query_parameter("actor", "Only what this operator did.", _TEXT),
     query_parameter("action", "Only this: `credit`, `adjust`, `end`, `limits`, …", _TEXT),
     query_parameter("target", "Only what was done to this: `account:ann`.", _TEXT),
     query_parameter("outcome", "Only what ended so.", {"type": "string", "enum": list(OUTCOMES)}),
-    query_parameter("from", "Only from this instant on, in epoch ms.", _INSTANT),
-    query_parameter("to", "Only before this instant, in epoch ms.", _INSTANT),
+    query_parameter("from", "Only from this instant on, in epoch ms.", INSTANT),
+    query_parameter("to", "Only before this instant, in epoch ms.", INSTANT),
 )
 
 
@@ -154,20 +149,9 @@ def _filter(request: Request) -> LogFilter:
         action=query.get("action"),
         target=query.get("target"),
         outcome=outcome,
-        from_at=_instant(request, "from"),
-        to_at=_instant(request, "to"),
+        from_at=query_instant(request, "from"),
+        to_at=query_instant(request, "to"),
     )
-
-
-def _instant(request: Request, name: str) -> int | None:
-    value = request.query_params.get(name)
-    if value is None:
-        return None
-    if not (value.isascii() and value.isdecimal() and len(value) <= 16):
-        raise BadMessageError(f"{name}: expected an instant in epoch milliseconds")
-    if int(value) > server_limits.INSTANT_AT_MAX:
-        raise BadMessageError(f"{name}: must be at most {server_limits.INSTANT_AT_MAX}")
-    return int(value)
 
 
 def _line(row: LoggedAction) -> ActionLine:

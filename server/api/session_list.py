@@ -31,9 +31,9 @@ from protocol.wire.money import format_credits
 from server import limits as server_limits
 from server.access.principals import READERS, Principal
 from server.calls.receipts import receipts_of
-from server.http.openapi import CURSOR, LIMIT, ORG, Operation, described, query_parameter
+from server.http.openapi import CURSOR, INSTANT, LIMIT, ORG, Operation, described, query_parameter
 from server.http.paging import cursor_of, cursor_values, page_rows
-from server.http.requests import principal_of, process_of, query_id, tenant_of_call
+from server.http.requests import principal_of, process_of, query_id, query_instant, tenant_of_call
 from server.http.responses import answer
 from server.process import Process
 from storage.redis.live import LiveError
@@ -79,7 +79,6 @@ class SessionPage(msgspec.Struct, frozen=True, kw_only=True):
     server_time_at: InstantAt
 
 
-_INSTANT = {"type": "integer", "minimum": 0, "maximum": server_limits.INSTANT_AT_MAX}
 _ROWS = {**LIMIT["schema"], "maximum": server_limits.SESSIONS_PER_PAGE_MAX}
 FILTERS = (
     query_parameter(
@@ -90,9 +89,9 @@ FILTERS = (
     query_parameter("counterpart", "Only those with this counterpart."),
     query_parameter("kind", "Only those of this kind, which the rate card need not have any more."),
     query_parameter(
-        "from", "Only those that began at this instant or later, in epoch ms.", _INSTANT
+        "from", "Only those that began at this instant or later, in epoch ms.", INSTANT
     ),
-    query_parameter("to", "Only those that began before this instant, in epoch ms.", _INSTANT),
+    query_parameter("to", "Only those that began before this instant, in epoch ms.", INSTANT),
 )
 
 
@@ -149,23 +148,12 @@ def _filter(request: Request, principal: Principal) -> SessionFilter:
         user_id=query_id(request, "user") if principal.reaches_members else principal.user_id,
         counterpart_id=query_id(request, "counterpart"),
         kind=query_id(request, "kind"),
-        from_at=_instant(request, "from"),
-        to_at=_instant(request, "to"),
+        from_at=query_instant(request, "from"),
+        to_at=query_instant(request, "to"),
     )
     if None not in (wanted.from_at, wanted.to_at) and wanted.from_at >= wanted.to_at:  # type: ignore[operator]
         raise BadMessageError("to: must be after from")
     return wanted
-
-
-def _instant(request: Request, name: str) -> int | None:
-    value = request.query_params.get(name)
-    if value is None:
-        return None
-    if not (value.isascii() and value.isdecimal() and len(value) <= 16):
-        raise BadMessageError(f"{name}: expected an instant in epoch milliseconds")
-    if int(value) > server_limits.INSTANT_AT_MAX:
-        raise BadMessageError(f"{name}: must be at most {server_limits.INSTANT_AT_MAX}")
-    return int(value)
 
 
 async def live_sessions(

@@ -65,20 +65,11 @@ async def serve_logged(
     """
     body = await raw_body(request)
     reason = _reason_in(body)
-    target = act.target.format(**request.path_params)
     key = request.headers.get(KEY_HEADER)
     action_id = action_id_of(principal, f"{act.name} {request.url.path}?{request.url.query}", key,
                              body)  # fmt: skip
-    await log_of(request).begin(
-        principal,
-        act.name,
-        target,
-        action_id=action_id,
-        request_id=request_id_of(request),
-        tenant=_tenant_in(request),
-        reason=reason,
-        before=await _before(act, request),
-    )
+    before = await _before(act, request)
+    await _begin(request, act, principal, action_id, reason=reason, before=before)
     answer = _Answer(body, request.receive)
     try:
         if principal.via != "token" and len(reason or "") < ops_limits.REASON_CHARACTERS_MIN:
@@ -100,21 +91,34 @@ async def log_refused(
 ) -> None:
     """Logs that an operator may not act."""
     action_id = action_id_of(sender, "", None, b"")
-    target = act.target.format(**request.path_params)
     try:
-        await log_of(request).begin(
-            sender,
-            act.name,
-            target,
-            action_id=action_id,
-            request_id=request_id_of(request),
-            tenant=_tenant_in(request),
-        )
+        await _begin(request, act, sender, action_id)
     except (UnavailableError, RejectedError) as failure:
         log.warning("refusal_not_logged", error=str(failure))
         return
     problem = problem_of(error)
     await _finish(request, action_id, problem.status, problem.code, None)
+
+
+async def _begin(
+    request: Request,
+    act: Act,
+    sender: Principal,
+    action_id: str,
+    *,
+    reason: str | None = None,
+    before: object = None,
+) -> None:
+    await log_of(request).begin(
+        sender,
+        act.name,
+        act.target.format(**request.path_params),
+        action_id=action_id,
+        request_id=request_id_of(request),
+        tenant=_tenant_in(request),
+        reason=reason,
+        before=before,
+    )
 
 
 async def _finish(

@@ -91,6 +91,12 @@ IDEMPOTENCY_KEY: dict[str, Any] = {
         "maxLength": server_limits.IDEMPOTENCY_KEY_CHARACTERS_MAX,
     },
 }
+INSTANT: dict[str, Any] = {
+    "type": "integer",
+    "minimum": 0,
+    "maximum": server_limits.INSTANT_AT_MAX,
+}
+"""The schema of an instant in the query, as ``requests.query_instant`` reads it."""
 CURSOR = query_parameter("cursor", "`next_cursor` of the page before; opaque.", {"type": "string"})
 LIMIT = query_parameter(
     "limit",

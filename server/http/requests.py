@@ -110,6 +110,21 @@ def query_id(request: Request, name: str) -> str | None:
     return None if value is None else _checked_id(value, name)
 
 
+def query_instant(request: Request, name: str) -> int | None:
+    """An instant in the query, in epoch milliseconds; None: missing.
+
+    Raises ``bad_message`` for a malformed one.
+    """
+    value = request.query_params.get(name)
+    if value is None:
+        return None
+    if not (value.isascii() and value.isdecimal() and len(value) <= 16):
+        raise BadMessageError(f"{name}: expected an instant in epoch milliseconds")
+    if int(value) > server_limits.INSTANT_AT_MAX:
+        raise BadMessageError(f"{name}: must be at most {server_limits.INSTANT_AT_MAX}")
+    return int(value)
+
+
 def _checked_id(value: str, name: str) -> str:
     if not is_id(value):
         raise BadMessageError(f"{name}: expected {ID_TEXT}")
