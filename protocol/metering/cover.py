@@ -48,8 +48,9 @@ def _covered_until(
     """As ``covered_until``, for ``micros`` without what is reserved.
 
     The result is exact for few sessions. With more than ``BURN_LINES_EXACT_MAX`` running sessions,
-    it is up to one increment of each session too early. If the sessions are not covered at all, the
-    result lies in the past.
+    it is up to one increment of each session too early. If the sessions are not covered up to the
+    latest of their anchors, the result lies before it: one session may have time that became known
+    late, and others are settled beyond that. With many sessions it is then the first anchor.
     """
     standing, running = 0, []
     for session_id, line in lines.items():
@@ -62,20 +63,24 @@ def _covered_until(
             running.append((line, may_use.until_ms if may_use is not None else 0))
     if not running:
         return None
-    since = max(line.at for line, _ in running)
+    first, since = min(line.at for line, _ in running), max(line.at for line, _ in running)
     left = micros - standing
-    if len(running) > limits.BURN_LINES_EXACT_MAX:
-        return _estimated(running, since, left)
+    are_many = len(running) > limits.BURN_LINES_EXACT_MAX
 
     def covers(at: int) -> bool:
         return sum(line.cost_of(max(line.elapsed_at(at), held)) for line, held in running) <= left
 
-    if not covers(since):
-        return since
-    low, step_ms = since, MINUTE_MS
-    while covers(low + step_ms):
-        low, step_ms = low + step_ms, 2 * step_ms
-    high = low + step_ms
+    if are_many and covers(since):
+        return _estimated(running, since, left)
+    if are_many or not covers(first):
+        return first
+    if covers(since):
+        low, step_ms = since, MINUTE_MS
+        while covers(low + step_ms):
+            low, step_ms = low + step_ms, 2 * step_ms
+        high = low + step_ms
+    else:
+        low, high = first, since
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if covers(middle) else (low, middle)

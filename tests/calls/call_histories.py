@@ -250,7 +250,7 @@ class CallHistory:
 
     def check(self) -> None:
         """Checks that bills are those of true calls, with their entries."""
-        bills, terms = self.bills(), self.calls.cluster.rates.terms("call")
+        bills = self.bills()
         for (session, user), bill in bills.items():
             run_ = next(one for one in self.fake.runs if one.session == session)
             where = (self.seed, session, user, run_.true_ms(user), bill)
@@ -274,11 +274,8 @@ class CallHistory:
             )
             of_account = (self.seed, account, row, micros, spent[account])
             assert row["balance_micros"] == micros - spent[account], of_account
-            # A session may have run on for a moment without a grant, as after the death of the
-            # process that counted it.
-            sessions = [one["session"] for one in bills.values() if one["account"] == account]
-            uncovered_ms = sum(one["uncovered_ms"] for one in sessions if one is not None)
-            assert row["balance_micros"] >= -terms.cost_micros(uncovered_ms, 0), of_account
+            # No two processes are cut off from each other here, so there is no debt, whatever died.
+            assert row["balance_micros"] >= 0, of_account
 
     def _check_bill(
         self, bill: dict[str, Any], true_ms: int, most_ms: int, stays: int, where: Any

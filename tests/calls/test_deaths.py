@@ -16,6 +16,12 @@ def test_each_bill_is_the_true_call_s_wherever_a_process_dies(lab: Laboratory, s
     assert play_history(seed, lab)
 
 
+def test_time_that_became_known_late_makes_no_debt_beside_another_session(lab: Laboratory) -> None:
+    # A process takes over two sessions of an account that has little left: one has run on unknown,
+    # and the other is settled later than that.
+    assert play_history(478, lab)
+
+
 @pytest.mark.full
 @pytest.mark.parametrize("first", range(0, LONG, BATCH))
 def test_a_thousand_histories(lab: Laboratory, first: int) -> None:

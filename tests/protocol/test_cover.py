@@ -1,5 +1,6 @@
 """How far an account covers all its sessions together."""
 
+from protocol import limits
 from protocol.metering.cover import covered_until
 from protocol.metering.effects import Reply
 from protocol.metering.meter import Meter
@@ -42,3 +43,24 @@ def test_an_account_covers_the_grant_of_a_new_session() -> None:
     beginning.granted(Reply(accepted=False, session=beginning.session, refused_by="credits"), NOW)
     assert account.beginning == {}
     assert covered_until(account) == NOW + 30_000
+
+
+def test_time_that_became_known_late_is_covered_no_further_than_its_own_credits() -> None:
+    # One session is known only up to NOW and has run on; the other is settled ten seconds later.
+    late, settled = line(terms_of()), line(terms_of(), elapsed_ms=20_000, at=NOW + 10_000)
+    account = account_of(CREDIT // 2)
+    account.replace(1, CREDIT // 2, 0, {"late": late, "settled": settled})
+    # 30 s are paid, and 20 s of them used: ten are left for the other, from NOW on.
+    assert covered_until(account) == NOW + 10_000
+    account.replace(2, 28 * CREDIT // 60, 0, {"late": late, "settled": settled})
+    assert covered_until(account) == NOW + 8_000
+    account.replace(3, 0, 0, {"late": late, "settled": settled})
+    assert covered_until(account) == NOW
+
+
+def test_many_sessions_that_an_account_does_not_cover_run_on_for_nothing() -> None:
+    late = {f"late-{number}": line(terms_of()) for number in range(limits.BURN_LINES_EXACT_MAX)}
+    settled = line(terms_of(), elapsed_ms=20_000, at=NOW + 10_000)
+    account = account_of(CREDIT)
+    account.replace(1, CREDIT, 0, {**late, "settled": settled})
+    assert covered_until(account) == NOW
