@@ -16,7 +16,7 @@ from starlette.routing import Route
 from protocol.wire import messages
 from protocol.wire.errors import BadMessageError, ErrorCode, PeerError
 from protocol.wire.fields import UserId, describe, describe_id
-from server.access.principals import Principal, tenant_of
+from server.access.principals import Principal
 from server.api.call_list import calls_of, sessions_of
 from server.calls.settlement import KEPT_ENDS
 from server.calls.study import KIND, PAGE, StudyPart, StudySessions, StudyUser
@@ -28,12 +28,11 @@ from server.http.requests import (
     path_id,
     principal_of,
     process_of,
-    query_id,
     raw_body,
     read_body,
 )
 from server.http.responses import answer
-from server.http.subjects import NOT_KEPT, USER, asked_for
+from server.http.subjects import ACCOUNT, NOT_KEPT, USER, Subject, asked_for, subject_of
 from server.usage.months import months_of
 
 TYPE_DEFAULT = "default"
@@ -114,7 +113,7 @@ def studies_of(request: Request) -> StudySessions:
         tag="study sessions",
         roles=("user", "key"),
         excludes_operators=True,
-        parameters=(ORG,),
+        parameters=(ORG, ACCOUNT),
         body=StudyAction,
         answers={200: (StudySession,)},
         errors={404: ("unknown_call",), 422: ("unknown_kind",)},
@@ -125,7 +124,8 @@ async def track_study_session(request: Request) -> Response:
 
     Where Stream is set up, its events begin and end the session. The page's word changes no bill,
     and the end answers Stream's own figure, or ours while Stream has none; `clock` says which.
-    Otherwise the time between the two requests counts. The same action again changes nothing.
+    Otherwise the time between the two requests counts, and the account pays as it was when the
+    study session began. The same action again changes nothing.
     """
     principal = principal_of(request)
     wanted = read_body(await raw_body(request), StudyAction)
@@ -137,7 +137,7 @@ async def track_study_session(request: Request) -> Response:
         await studies.finish(user, found)
     elif not is_end and not studies.has_provider:
         _check_start(request, principal)
-        await studies.begin(user, cid)
+        await studies.begin(user, cid, is_trusted=principal.is_key)
     found = await studies.newest(user, cid)
     if found is None and is_end:
         raise Problem(404, "unknown_call", "nothing is known of the user in this call")
@@ -162,20 +162,19 @@ def _check_start(request: Request, principal: Principal) -> None:
 
 def _user(request: Request, principal: Principal, user_id: str | None) -> StudyUser:
     """The user whom a body names, or the token's own."""
-    if not principal.is_key:
-        if user_id not in (None, principal.user_id):
-            raise PeerError(ErrorCode.FORBIDDEN, "a user's token reaches that user's data alone")
-        asked = asked_for(request)
-        return StudyUser(asked.tenant, asked.user_id, asked.org_id, asked.account_id)
-    if user_id is None:
+    if not principal.is_key and user_id not in (None, principal.user_id):
+        raise PeerError(ErrorCode.FORBIDDEN, "a user's token reaches that user's data alone")
+    if principal.is_key and user_id is None:
         raise BadMessageError("userId: name the user whose study session it is")
-    org_id = query_id(request, "org")
-    return StudyUser(tenant_of(org_id, user_id), user_id, org_id, user_id)
+    return _study_user(subject_of(request, principal, named=user_id))
 
 
 def _asked(request: Request) -> StudyUser:
     """The user whom the query names, or the token's own."""
-    asked = asked_for(request)
+    return _study_user(asked_for(request))
+
+
+def _study_user(asked: Subject) -> StudyUser:
     return StudyUser(asked.tenant, asked.user_id, asked.org_id, asked.account_id)
 
 

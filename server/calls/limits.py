@@ -97,7 +97,8 @@ CALL_REPLAY_WAITS_MAX: Final = 120
 STUDY_CALLS_MAX: Final = 20
 """Calls of a user that the list of study sessions shows: the newest."""
 STUDY_PAGE_MS_MAX: Final = 6 * 3_600_000
-"""Longest study session that a page's end is believed for, where no provider is set up."""
+"""Longest time after a page's word before for which its end is believed, where no provider is set
+up."""
 STUDY_WORD_MS: Final = 60_000
 """Interval in which a page's repeated start is kept once, as a proof of life."""
 STUDY_ASK_MS: Final = 5_000

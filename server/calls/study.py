@@ -3,7 +3,7 @@
 Where a call's provider is set up, its events and its REST decide, and a page's word changes no
 bill. Where none is, the page's word is all there is: it becomes facts of a provider of its own,
 named :data:`PAGE`, which the meter takes like any other. A page that has begun counts for half an
-hour after its last word. Its end is believed up to ``STUDY_PAGE_MS_MAX`` after its beginning: an
+hour after its last word. Its end is believed up to ``STUDY_PAGE_MS_MAX`` after its word before: an
 old page says nothing in between. A page that begins anew after the half hour has not ended before,
 and the time in which it was silent is not counted.
 """
@@ -84,11 +84,12 @@ class AskedTruths:
         adapter, name = self._adapters.get(run.provider), (run.provider, run.call_session)
         if adapter is None or not adapter.has_duration:
             return None
+        if self._is_known(name, now_ms):
+            return self._known[name][1]
         try:
             async with asyncio.timeout(call_limits.STUDY_ASK_MS / 1000), self._places:
-                at, truth = self._known.get(name, (0, None))
-                if at + call_limits.STUDY_ASK_MS > now_ms:
-                    return truth
+                if self._is_known(name, now_ms):  # by who had a place before
+                    return self._known[name][1]
                 self._keep(name, now_ms, None)
                 asked = CallRun(
                     call=run.call_id, call_session=run.call_session, rest_name=run.rest_name
@@ -98,6 +99,9 @@ class AskedTruths:
                 return truth
         except (ProviderError, TimeoutError):
             return None
+
+    def _is_known(self, name: tuple[str, str], now_ms: int) -> bool:
+        return name in self._known and self._known[name][0] + call_limits.STUDY_ASK_MS > now_ms
 
     def _keep(self, name: tuple[str, str], now_ms: int, truth: CallTruth | None) -> None:
         self._known.pop(name, None)
@@ -177,8 +181,12 @@ class StudySessions:
         """Whether a provider says who is in calls, instead of pages."""
         return PROVIDER in self.calls.adapters
 
-    async def begin(self, user: StudyUser, call_id: str) -> None:
-        """A page says that its user is in the call."""
+    async def begin(self, user: StudyUser, call_id: str, *, is_trusted: bool) -> None:
+        """A page says that its user is in the call.
+
+        Raises ``rate_limited`` for a user who begins too much; ``is_trusted``: a backend says it,
+        which has no such bound.
+        """
         now_ms = self.calls.process.clock.now()
         found = await self._parts(user, 1, call_id=call_id, provider=PAGE)
         before = found[0] if found else None
@@ -187,6 +195,8 @@ class StudySessions:
                 await self._join(user, call_id, before.run.call_session, now_ms)
                 return
             await self._end(user, before, self._heard_until(before))
+        if not is_trusted:
+            self.calls.process.starts.take(user.tenant, user.user_id)
         run = _run_name(user, call_id, before)
         await self._keep(_fact(user, call_id, run, FactKind.STARTED, now_ms))
         billing = Billing(
@@ -212,8 +222,9 @@ class StudySessions:
         if part.run.provider != PAGE or part.run.ended_at is not None:
             return
         now_ms = self.calls.process.clock.now()
-        began_at = part.joined_at if part.joined_at is not None else part.run.seen_at
-        await self._end(user, part, min(now_ms, began_at + call_limits.STUDY_PAGE_MS_MAX))
+        # The bound is for time that only this word proves: each word before proves the time up to
+        # it.
+        await self._end(user, part, min(now_ms, part.heard_at + call_limits.STUDY_PAGE_MS_MAX))
 
     def _heard_until(self, part: StudyPart) -> int:
         """Up to when a page's last word counts."""

@@ -28,14 +28,17 @@ class Subject(msgspec.Struct, frozen=True):
     account_id: str
 
 
-def subject_of(request: Request, principal: Principal) -> Subject:
+def subject_of(request: Request, principal: Principal, *, named: str | None = None) -> Subject:
     """The token's user, or the one that a backend names.
 
-    Raises ``forbidden`` where a user's token names another user.
+    A backend names the user by ``?user=``, or ``named`` has the name that the body gives. The
+    account is one of the tenant. Raises ``forbidden`` where a user's token names another user or
+    account.
     """
     org_id, user_id = query_id(request, "org"), query_id(request, "user")
     account_id = query_id(request, "account")
     if principal.is_key:
+        user_id = named or user_id
         if user_id is None:
             raise BadMessageError("user: name the user whose usage it is")
         tenant = tenant_of(org_id, user_id)

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from server import limits as server_limits
 from server.calls import limits as call_limits
 from server.calls.facts import FactKind, Presence, ProviderError
 from server.calls.service import Calls
@@ -144,6 +145,79 @@ async def test_no_end_is_believed_for_a_whole_night(server: TestServer) -> None:
     await passes(server, 12 * 3_600_000)
     ended = await act(server, "end")
     assert ended["durationSeconds"] == seconds(call_limits.STUDY_PAGE_MS_MAX)
+
+
+async def test_the_time_up_to_a_repeated_start_is_proven(server: TestServer) -> None:
+    """An end is bounded from the last word before it."""
+    session = (await act(server, "start"))["sessionId"]
+    words = call_limits.STUDY_PAGE_MS_MAX // (call_limits.CALL_PROOF_MS - MINUTE_MS) + 3
+    for _ in range(words):
+        await passes(server, call_limits.CALL_PROOF_MS - MINUTE_MS)
+        assert (await act(server, "start"))["sessionId"] == session
+    proven_ms = words * (call_limits.CALL_PROOF_MS - MINUTE_MS)
+    assert proven_ms > call_limits.STUDY_PAGE_MS_MAX + MINUTE_MS
+    ended = await act(server, "end")
+    assert 0 <= ended["durationSeconds"] - seconds(proven_ms) < 60
+    bill = await read(server, f"/v1/sessions/{session}")
+    assert 0 <= bill["elapsed_ms"] - proven_ms < MINUTE_MS
+
+
+async def test_an_end_long_after_the_last_word_is_believed_up_to_a_bound(
+    server: TestServer,
+) -> None:
+    await act(server, "start")
+    await passes(server, 10 * MINUTE_MS)
+    await act(server, "start")
+    await passes(server, call_limits.STUDY_PAGE_MS_MAX + 3_600_000)
+    ended = await act(server, "end")
+    most = call_limits.STUDY_PAGE_MS_MAX + 10 * MINUTE_MS
+    assert 0 <= ended["durationSeconds"] - seconds(most) < 60
+
+
+async def test_a_user_begins_no_more_study_sessions_than_other_sessions(
+    server: TestServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_limits, "STARTS_BURST", 3)
+    monkeypatch.setattr(server_limits, "STARTS_PER_MINUTE", 0)
+    for number in range(3):
+        for _ in range(5):  # a repeated start begins nothing
+            await act(server, "start", callId=f"call-{number}")
+    for call_id in ("call-3", "call-2"):
+        await act(server, "end", callId="call-2")  # also where the same call begins again
+        body = {"callId": call_id, "action": "start"}
+        response = await ask(server, "POST", PATH, server.token(), json=body)
+        assert_problem(response, 429, "rate_limited")
+    assert (await act(server, "start", callId="call-1"))["isActive"]
+    assert (await act(server, "start", server.token("ben"), userId="ben"))["isActive"]
+    assert (await act(server, "start", API_KEY, callId="call-9"))["isActive"]
+
+
+async def test_a_backend_names_the_account_that_pays(server: TestServer) -> None:
+    named = {"userId": "ann", "callId": "abc"}
+    for action in ("start", "end"):
+        path, body = f"{PATH}?org=acme&account=school", {**named, "action": action}
+        response = await ask(server, "POST", path, API_KEY, json=body)
+        assert response.status_code == 200, response.text
+    call = await read(server, f"/v1/calls/{CALL}", API_KEY)
+    (person,) = call["participants"]
+    assert (person["user_id"], person["org_id"], person["account_id"]) == ("ann", "acme", "school")
+    # Left out, the user's own account pays.
+    body = {**named, "callId": "other", "action": "start"}
+    await ask(server, "POST", f"{PATH}?org=acme", API_KEY, json=body)
+    (person,) = (await read(server, "/v1/calls/default:other", API_KEY))["participants"]
+    assert person["account_id"] == "ann"
+    response = await ask(server, "POST", f"{PATH}?account=sch%20ool", API_KEY, json=body)
+    assert_problem(response, 400, "bad_message")
+
+
+async def test_a_user_names_no_other_account(server: TestServer) -> None:
+    body, path = {"callId": "abc", "action": "start"}, f"{PATH}?account=school"
+    response = await ask(server, "POST", path, server.token(), json=body)
+    assert_problem(response, 403, "forbidden")
+    mine = server.token("ann", account="school")
+    assert (await ask(server, "POST", path, mine, json=body)).status_code == 200
+    (person,) = (await read(server, f"/v1/calls/{CALL}", API_KEY))["participants"]
+    assert person["account_id"] == "school"
 
 
 async def test_a_member_is_counted_in_the_organisation(server: TestServer) -> None:

@@ -48,6 +48,16 @@ async def test_a_failure_is_not_asked_about_again_at_once(adapter: BookAdapter) 
     assert len(adapter.asked) == 1
 
 
+async def test_a_known_answer_waits_for_no_place(adapter: BookAdapter) -> None:
+    truths = AskedTruths({"stream": adapter})
+    assert await truths.of(run(), 1_000_000) is not None
+    async with asyncio.timeout(10):
+        for _ in range(call_limits.STUDY_ASKS_AT_ONCE_MAX):
+            await truths._places.acquire()
+        assert await truths.of(run(), 1_000_000) is not None
+    assert len(adapter.asked) == 1
+
+
 async def test_no_more_answers_are_kept_than_a_bound(adapter: BookAdapter) -> None:
     truths = AskedTruths({"stream": adapter})
     for number in range(call_limits.STUDY_ASKS_KEPT_MAX + 5):
