@@ -91,7 +91,7 @@ async def _minutes_before(request: Request) -> object:
     Operation(
         tag="organizations",
         roles=ACTORS,
-        act=Act(name="adjust", target="member:{id}/{user}", before=_minutes_before),
+        act=Act(name="adjust", target="member:{id}/{user}", is_keyed=True, before=_minutes_before),
         path={"id": "The organisation.", "user": "The member."},
         parameters=(IDEMPOTENCY_KEY,),
         body=AdjustmentWanted,

@@ -191,7 +191,7 @@ async def _credits_before(request: Request) -> object:
     Operation(
         tag="accounts",
         roles=("key", *ACTORS),
-        act=Act(name="credit", target="account:{id}", before=_credits_before),
+        act=Act(name="credit", target="account:{id}", is_keyed=True, before=_credits_before),
         path={"id": "The credit account."},
         parameters=(ORG, USER, IDEMPOTENCY_KEY),
         body=GrantWanted,

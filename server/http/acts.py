@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Send
 from protocol.wire.errors import BadMessageError, ProtocolError
 from protocol.wire.fields import is_id
 from server.access.principals import Principal, tenant_of
-from server.http.idempotency import KEY_HEADER
+from server.http.idempotency import KEY_HEADER, canonical_text
 from server.http.problems import Problem, problem_of
 from server.http.requests import raw_body
 from server.ops import limits as ops_limits
@@ -39,6 +39,9 @@ class Act(msgspec.Struct, frozen=True, kw_only=True):
     """As the log names it: ``credit``."""
     target: str
     """What it is done to, with names of the path: ``account:{id}``."""
+    is_keyed: bool = False
+    """A repeated idempotency key does nothing further, so the attempts are one action. Each request
+    to any other call is an action of its own, because it may do something again."""
     before: Callable[[Request], Awaitable[object]] | None = None
     """Reads what the log shows as the state before. Its errors are the endpoint's to answer."""
 
@@ -65,9 +68,9 @@ async def serve_logged(
     """
     body = await raw_body(request)
     reason = _reason_in(body)
-    key = request.headers.get(KEY_HEADER)
-    action_id = action_id_of(principal, f"{act.name} {request.url.path}?{request.url.query}", key,
-                             body)  # fmt: skip
+    key = request.headers.get(KEY_HEADER) if act.is_keyed else None
+    what = f"{act.name} {request.url.path} {_tenant_in(request)}"
+    action_id = action_id_of(principal, what, key, canonical_text(body))
     before = await _before(act, request)
     await _begin(request, act, principal, action_id, reason=reason, before=before)
     answer = _Answer(body, request.receive)

@@ -33,6 +33,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from protocol import limits
+from protocol.wire.codec import read_json
 from protocol.wire.errors import BadMessageError, ProtocolError, ServiceError
 from protocol.wire.money import format_credits, parse_credits
 from server import limits as server_limits
@@ -222,6 +223,18 @@ def _canonical(body: dict[str, Any]) -> dict[str, Any]:
         with contextlib.suppress(BadMessageError):
             canonical[name] = format_credits(parse_credits(body[name], signed=True))
     return canonical
+
+
+def canonical_text(raw: bytes) -> bytes:
+    """A body as a fingerprint has it; a malformed one stays.
+
+    Another order of fields, and the same amount in other digits, give the same text.
+    """
+    try:
+        body = read_json(raw or b"{}", server_limits.BODY_BYTES_MAX)
+    except BadMessageError:
+        return raw
+    return _sorted(_canonical(body)).encode() if isinstance(body, dict) else raw
 
 
 def _is_integer(part: object) -> bool:

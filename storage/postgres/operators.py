@@ -107,7 +107,11 @@ class OperatorRecords(Database):
     async def finish_action(
         self, action_id: str, at: int, outcome: Outcome, code: str | None, after: object
     ) -> None:
-        """Writes the outcome of an intent; the newest one counts."""
+        """Writes the outcome of an intent.
+
+        An action has one outcome, and a repeated attempt only a weightier one: ``done`` outweighs
+        ``refused``, which outweighs ``failed``. Anything else changes nothing.
+        """
         written = columns.json_value(after)
         await self._execute("finish_action", action_id, at, outcome, code, written)
 

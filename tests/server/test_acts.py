@@ -4,8 +4,13 @@ import asyncio
 from typing import Any
 
 import pytest
+from starlette.routing import Route
 
+from server.hosting.app import create_app
 from server.http import acts
+from server.http.cookies import UNCHANGING
+from server.http.idempotency import KEY_HEADER
+from server.http.routes import access_of
 from storage.postgres.records import UnavailableError
 from tests.fixtures.server import API_KEY, StartServer, TestServer
 from tests.server.api import ask, assert_problem, balance, grant
@@ -131,6 +136,56 @@ async def test_an_attempt_after_a_crash_finds_its_row(
     # The same key for something else is another intent, and is refused.
     assert_problem(await grant(server, "6", "k1", GRANTS, bearer), 422, "idempotency_mismatch")
     assert [row.outcome for row in await logged(server)] == ["done", "refused"]
+
+
+async def test_a_repeated_attempt_that_fails_leaves_what_is_done(
+    server: TestServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bearer, records = operator(server), server.process.records
+    assert (await grant(server, "5", "k1", GRANTS, bearer)).status_code == 201
+
+    async def away(*_: Any) -> None:
+        raise UnavailableError("away")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(records, "begin_idempotent", away)
+        assert_problem(await grant(server, "5", "k1", GRANTS, bearer), 503, "unavailable")
+    (row,) = await logged(server)
+    assert (row.outcome, row.code, row.after["credits"]) == ("done", None, "5")
+    # The same amount in other digits is the same act.
+    assert (await grant(server, "5.00", "k1", GRANTS, bearer)).status_code == 201
+    assert [row.outcome for row in await logged(server)] == ["done"]
+
+
+async def test_a_call_that_does_a_repeated_request_again_logs_it_again(server: TestServer) -> None:
+    """A key that the call ignores hides nothing in the log."""
+    bearer, keyed = operator(server), {"Idempotency-Key": "k1"}
+
+    async def put(hours: int) -> None:
+        body = {"monthly_hours_limit": hours, "reason": REASON}
+        response = await ask(server, "PUT", "/v1/orgs/acme", bearer, headers=keyed, json=body)
+        assert response.status_code == 200, response.text
+
+    for hours in (5, 9, 5):
+        await put(hours)
+    rows = await logged(server)
+    assert [row.after["monthly_hours_limit"] for row in rows] == [5, 9, 5]
+    assert [row.before["monthly_hours_limit"] for row in rows[1:]] == [5, 9]
+
+
+async def test_the_acts_that_take_a_key_are_one_action_for_one_key(server: TestServer) -> None:
+    paths = (await ask(server, "GET", "/openapi.json", None)).json()["paths"]
+    takers = set()
+    for route in create_app(server.process).routes:
+        if isinstance(route, Route) and access_of(route).act is not None:
+            act = access_of(route).act
+            for method in (route.methods or set()) - UNCHANGING:
+                declared = paths[route.path][method.lower()].get("parameters", [])
+                takes_key = any(one["name"] == KEY_HEADER for one in declared)
+                assert act is not None
+                assert act.is_keyed == takes_key, route.path
+                takers |= {route.path} if takes_key else set()
+    assert takers
 
 
 async def test_nothing_is_done_that_cannot_be_logged(

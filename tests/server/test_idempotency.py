@@ -17,7 +17,13 @@ from protocol.wire.errors import (
 )
 from server import limits as server_limits
 from server.access.principals import Principal
-from server.http.idempotency import IdempotentRequest, forget_old_keys, idempotent_of, once
+from server.http.idempotency import (
+    IdempotentRequest,
+    canonical_text,
+    forget_old_keys,
+    idempotent_of,
+    once,
+)
 from server.http.problems import Problem
 from server.http.responses import answer, json_response
 from server.runtime.clock import ClusterClock
@@ -381,3 +387,17 @@ async def test_keys_are_forgotten_in_batches_and_again_after_an_outage(
     # Away, then a full batch and a last one without a wait between them.
     assert asked_for == [server_limits.FORGOTTEN_KEYS_PER_BATCH] * 3
     assert len(waited) == 2
+
+
+def test_a_body_that_is_written_in_another_way_is_the_same_text() -> None:
+    same = canonical_text(b'{"amount":"1.5","reason":"more"}')
+    assert canonical_text(b'{ "reason": "more", "amount": "1.50" }') == same
+    assert canonical_text(b'{"amount":"1.6","reason":"more"}') != same
+    for malformed in (
+        b"",
+        b"x",
+        b"[1]",
+        b'{"a":' + b"[" * 300 + b"]" * 300 + b"}",
+        b'{"a":1,"a":2}',
+    ):
+        canonical_text(malformed)

@@ -140,16 +140,47 @@ async def test_sessions_of_a_namesake_end_none_of_an_operator(operators: Operato
     assert await operators.session(b"acme 1", NOW_MS) is not None
 
 
-async def test_newest_outcome_counts(operators: OperatorRecords, database: str) -> None:
+@pytest.mark.parametrize(
+    ("told", "kept", "shown"),
+    [
+        ("failed failed done done", "failed done", "done"),
+        ("done failed", "done", "done"),
+        ("done refused failed done", "done", "done"),
+        ("failed refused failed", "failed refused", "refused"),
+        ("refused done failed", "refused done", "done"),
+    ],
+)
+async def test_one_outcome_of_an_action_counts(
+    operators: OperatorRecords, database: str, told: str, kept: str, shown: str
+) -> None:
     await operators.begin_action(intent())
-    await operators.finish_action("a1", NOW_MS, "failed", "unavailable", None)
-    await operators.finish_action("a1", NOW_MS, "failed", "unavailable", None)
-    await operators.finish_action("a1", NOW_MS, "done", None, None)
+    codes = {"done": None, "refused": "forbidden", "failed": "unavailable"}
+    for outcome in told.split():
+        await operators.finish_action("a1", NOW_MS, outcome, codes[outcome], None)  # type: ignore[arg-type]
     (row,) = await operators.log(LogFilter(), None, 10)
-    assert (row.outcome, row.code) == ("done", None)
+    assert (row.outcome, row.code) == (shown, codes[shown])
+    assert await operators.log(LogFilter(outcome=shown), None, 10) == (row,)
     connection = await asyncpg.connect(database)
-    assert await connection.fetchval("SELECT count(*) FROM operator_outcomes") == 2
+    rows = await connection.fetch("SELECT outcome FROM operator_outcomes ORDER BY position")
+    assert " ".join(each["outcome"] for each in rows) == kept
     await connection.close()
+
+
+async def test_attempts_that_end_at_once_leave_the_weightiest_outcome(
+    operators: OperatorRecords, database: str
+) -> None:
+    """Neither attempt sees the other's row before it is committed."""
+    await operators.begin_action(intent())
+    connection = await asyncpg.connect(database)
+    for outcome in ("failed", "done", "failed"):
+        await connection.execute(
+            "INSERT INTO operator_outcomes (action_id, at, outcome) VALUES ('a1', now(), $1)",
+            outcome,
+        )
+    await connection.close()
+    (row,) = await operators.log(LogFilter(), None, 10)
+    assert row.outcome == "done"
+    assert await operators.log(LogFilter(outcome="failed"), None, 10) == ()
 
 
 @pytest.mark.parametrize("table", ["operator_actions", "operator_outcomes"])

@@ -1081,8 +1081,8 @@ CREATE INDEX operator_sessions_of_actor ON operator_sessions (actor, created_at)
 CREATE INDEX operator_sessions_by_end ON operator_sessions (expires_at);
 
 -- The operators' log: one row for each intent, written before anything is done. A row of
--- `operator_outcomes` follows; a repeated attempt may add another one, and the newest counts. An
--- intent without an outcome is one whose process died, or whose answer nothing recorded.
+-- `operator_outcomes` follows. A repeated attempt adds one only where it outweighs it: `done`, then
+-- `refused`, then `failed`; the weightiest counts. An intent without an outcome is one whose process died, or whose answer nothing recorded.
 CREATE TABLE operator_actions (
     action_id text NOT NULL,
     position bigint GENERATED ALWAYS AS IDENTITY,
