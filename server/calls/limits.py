@@ -123,10 +123,9 @@ CALL_END_WAIT_MS: Final = 2_000
 """How long the process that takes a run's end waits for the process with the presence."""
 CALL_ENDINGS_MAX: Final = 4_096
 """Calls that one process tells providers to end at the same time."""
-CALL_END_ATTEMPTS_MAX: Final = 20
-"""Requests to end one call, which take a quarter of an hour."""
 CALL_END_RETRY_MS_MIN: Final = 1_000
 CALL_END_RETRY_MS_MAX: Final = 60_000
+"""Longest pause between two requests to end a call, which go on as long as it runs."""
 SETTLEMENT_STEPS_MAX: Final = 8
 """Corrections that one settlement of two clocks makes, while other processes settle as well."""
 
@@ -151,7 +150,7 @@ assert 2 * CALL_REST_TIMEOUT_MS < CALL_SWEEP_MS
 # After a silence that has ended a presence, the next word covers the time since.
 assert CALL_PROOF_MS + server_limits.REQUEST_TIMEOUT_MS < limits.PROVIDED_SINCE_MS_MAX
 assert limits.NODE_SILENT_MS < CALL_PROOF_MS
-assert CALL_END_RETRY_MS_MIN < CALL_END_RETRY_MS_MAX
+assert CALL_END_RETRY_MS_MIN < CALL_END_RETRY_MS_MAX < CALL_PROOF_MS
 assert 10 * CALL_SWEEP_INTERVAL_MS < CALL_PROOF_MS
 # A fact that waits for another process to end a session is applied in time.
 assert CALL_END_WAIT_MS + server_limits.REQUEST_TIMEOUT_MS < CALL_FACT_APPLY_MS

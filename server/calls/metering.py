@@ -33,7 +33,7 @@ from server.calls.billing import Billing, CallMapping, session_id_of
 from server.calls.enforcement import Enforcement
 from server.calls.facts import Adapter, CallTruth, Fact
 from server.calls.settlement import Settlement
-from server.calls.timeline import timeline
+from server.calls.timeline import heard_until, timeline
 from server.process import Process
 from server.runtime.isolation import AWAY
 from server.runtime.waiting import Locks
@@ -74,7 +74,7 @@ class CallMeter:
         self.registry = process.registry
         self.clocks = CallClocks.over(process.records)
         self.settlement = Settlement(process, self.clocks)
-        self.enforcement = Enforcement(process, adapters)
+        self.enforcement = Enforcement(process, adapters, self.clocks)
         self.attendance = Attendance(process, self.enforcement)
         self._locks = Locks()
         process.registry.provided_told = self.told
@@ -201,9 +201,7 @@ class CallMeter:
         now_ms = self.process.clock.now()
         line = timeline(call.facts, now_ms, billing.devices)
         known = self.attendance.word(name)
-        said_at = [fact.at_ms for fact in call.facts if fact.device]
-        said_at += [at for at in (call.swept_at, heard_at) if at is not None]
-        until = min(now_ms, max(said_at, default=0)) + call_limits.CALL_PROOF_MS
+        until = heard_until(call, now_ms, heard_at)
         if known is not None:
             until = max(until, known.until)
         return Word(name, call, billing, line, until)

@@ -11,9 +11,10 @@ from itertools import groupby
 import msgspec
 
 from protocol.metering.session import segments_in_order
+from server.calls import limits as call_limits
 from server.calls.billing import Devices
 from server.calls.facts import FactKind
-from storage.rows.call_clocks import KeptFact
+from storage.rows.call_clocks import CallOfSession, KeptFact
 
 Stretch = tuple[int, int]
 """The instants between which a device was there."""
@@ -86,6 +87,16 @@ def timeline(
         ended_at=ended_at,
         until=until,
     )
+
+
+def heard_until(call: CallOfSession, now_ms: int, heard_at: int | None = None) -> int:
+    """Up to when the provider's last word about a session's user counts.
+
+    ``heard_at``: it has spoken then too, and the record does not know it yet.
+    """
+    said_at = [fact.at_ms for fact in call.facts if fact.device]
+    said_at += [at for at in (call.swept_at, heard_at) if at is not None]
+    return min(now_ms, max(said_at, default=0)) + call_limits.CALL_PROOF_MS
 
 
 class _Device(msgspec.Struct, frozen=True):

@@ -18,6 +18,7 @@ from server.calls.billing import Billing, CallMapping, session_id_of
 from server.calls.facts import CallRun, CallTruth, Fact, FactKind, ProviderError
 from server.calls.metering import CallMeter
 from storage.postgres.calls import CallRecords
+from storage.postgres.database import Connection
 from storage.rows.calls import FactToKeep
 from storage.rows.sessions import SessionRow
 from tests.simulation.cluster import Cluster, Node
@@ -203,6 +204,15 @@ class CallDesk:
         """A process has swept the run."""
         await self.meter(node).confirm(truth, self.mapping)
         await self.cluster.settle()
+
+    async def swept(self) -> None:
+        """The record notes that the provider has answered now."""
+        now_ms = self.clock.now()
+
+        async def note(connection: Connection) -> None:
+            await connection.execute("UPDATE call_sessions SET swept_at = instant($1)", now_ms)
+
+        await self.records._run(note)
 
     def truth(self, **parts: Any) -> CallTruth:
         """What a sweep answers, now."""

@@ -40,14 +40,52 @@ async def test_call_is_ended_at_its_limit(desk: CallDesk, node: Node) -> None:
     assert await desk.billed() == CREDIT
 
 
-async def test_requests_to_end_a_call_are_bounded(desk: CallDesk, node: Node) -> None:
+async def test_end_is_asked_for_as_long_as_the_provider_shows_the_call(
+    desk: CallDesk, node: Node
+) -> None:
     await desk.cluster.grant(-99 * CREDIT, kind="adjust")
     desk.provider.is_refusing = True
     await desk.joined(node)
-    await desk.cluster.advance(1_700_000)
+    for _ in range(6):
+        await desk.cluster.advance(1_200_000)
+        asked = len(desk.provider.ended)
+        await desk.swept()
+        await desk.confirm(node, desk.truth())
+        await desk.cluster.advance(300_000)
+        assert 4 <= len(desk.provider.ended) - asked <= 6  # once a minute
+    assert desk.meter(node).enforcement.is_busy
+
+
+async def test_end_is_asked_for_no_longer_once_another_process_hears_of_it(
+    desk: CallDesk, node: Node
+) -> None:
+    other = await desk.cluster.node()
+    await desk.cluster.grant(-99 * CREDIT, kind="adjust")
+    desk.provider.is_refusing = True
+    await desk.joined(node)
+    await desk.cluster.advance(120_000)
+    await desk.left(other)
+    asked = len(desk.provider.ended)
+    await desk.cluster.advance(600_000)
+    assert len(desk.provider.ended) == asked
+    assert not desk.meter(node).enforcement.is_busy
+
+
+async def test_call_of_which_the_provider_says_nothing_is_ended_again_at_its_next_word(
+    desk: CallDesk, node: Node
+) -> None:
+    await desk.cluster.grant(-99 * CREDIT, kind="adjust")
+    desk.provider.is_refusing = True
+    await desk.joined(node)
+    await desk.cluster.advance(call_limits.CALL_PROOF_MS + 120_000)
+    asked = len(desk.provider.ended)
+    await desk.cluster.advance(1_200_000)
+    assert len(desk.provider.ended) == asked
+    assert not desk.meter(node).enforcement.is_busy
+    await desk.swept()
     await desk.confirm(node, desk.truth())
-    await desk.cluster.advance(1_700_000)
-    assert len(desk.provider.ended) == call_limits.CALL_END_ATTEMPTS_MAX
+    await desk.cluster.advance(10_000)
+    assert len(desk.provider.ended) > asked
 
 
 async def test_whole_call_is_ended_without_credits(cluster: Cluster, node: Node) -> None:
