@@ -59,7 +59,9 @@ export class Connection extends Store {
   _live = null; // once live.js is loaded
   _line = null;
   _leaving = null; // the line to a draining process, until another process has our sessions
-  _lastToken;
+  _token; // the newest one, for the next line or renewal
+  _lastToken; // that of the last `welcome`
+  _login = 0; // rises with each user whom the page has asked for
   _usage = null; // the last `usage` message
   _isBlocked = false; // whether the next attempt goes without a WebSocket
   #listening = null; // ends our listening to the page
@@ -184,7 +186,7 @@ export class Connection extends Store {
     const { token, requestTimeoutMs } = this._options;
     const epoch = this.#epoch;
     const fresh = await freshToken(token, this._platform, requestTimeoutMs);
-    if (epoch === this.#epoch) this._lastToken = fresh;
+    if (epoch === this.#epoch) this._token = fresh;
     return fresh;
   }
 
@@ -236,8 +238,8 @@ export class Connection extends Store {
   }
 
   /** Sends a request; on a full line it times out or is resent. */
-  _transmit(entry) {
-    if (this._requests.has(entry)) this._line?.send(entry.message);
+  _transmit({ message }) {
+    if (this._requests.get(message.id)) this._line?.send(message);
   }
 
   #receive(message) {
@@ -348,7 +350,7 @@ export class Connection extends Store {
     this.#trouble = null;
     for (const session of this._sessions.values()) session._giveUp(error);
     for (const entry of this._requests.of()) entry.reject(error);
-    this.#setState(state, { code: error.closeCode, error });
+    this.#setState(state, { code: error.closeCode, error: state === 'idle' ? null : error });
   }
 
   /** @internal Forgets the user. */

@@ -59,6 +59,7 @@ export class StreamSocket {
   #platform;
   #aborting = new AbortController();
   #token;
+  #renewal; // the message with the newest token
   #requestsUrl = null; // once the stream is open
   #waiting = []; // texts of messages
   #isPosting = false;
@@ -76,8 +77,9 @@ export class StreamSocket {
 
   send(text) {
     const message = JSON.parse(text);
-    if (message.token) this.#token = message.token;
+    if (message.token) this.#renewal = message;
     if (message.type === 'auth') {
+      this.#token = message.token;
       this.#open(message.id);
       return;
     }
@@ -136,6 +138,10 @@ export class StreamSocket {
       // The token of the request was the stream's `auth`, so the welcome answers it.
       const isFirst = data.type === 'welcome' && data.id === undefined;
       if (isFirst) this.#armUpgrade();
+      // A token that the server has not taken may be another user's.
+      else if (data.type === 'welcome' && data.id === this.#renewal.id) {
+        this.#token = this.#renewal.token;
+      }
       this.#tell(isFirst ? { ...data, id } : data);
     }
   }

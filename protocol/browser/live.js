@@ -11,6 +11,8 @@ import { Upkeep } from './upkeep.js';
 
 /** How often a start is repeated while the server is busy. */
 const START_RETRIES = 3;
+/** What a `welcome` says of a login: a token may be that of another account of the same user. */
+const WHO = ['user_id', 'org_id', 'account_id'];
 
 /** The sessions of one meter on its live lines, until a log-out. */
 export class Live {
@@ -26,13 +28,17 @@ export class Live {
    * Notes that the server was heard; comes before `take`.
    *
    * A token function may give a token of another user without a word: then this is a change of
-   * user like any other.
+   * user like any other, but nothing that the page shows has asked for it.
    */
   hear(message) {
-    const { welcome, _options } = this.#meter;
-    const isOther = message.type === 'welcome' && welcome && welcome.user_id !== message.user_id;
-    if (isOther) this.#meter.switchUser(_options.token);
-    else this.#upkeep.hear(message);
+    const meter = this.#meter;
+    const { welcome } = meter;
+    const isSame = (name) => welcome[name] === message[name];
+    if (message.type !== 'welcome' || !welcome || WHO.every(isSame)) this.#upkeep.hear(message);
+    else {
+      meter._login -= 1; // so it stays what it is
+      meter.switchUser(meter._options.token);
+    }
   }
 
   /** Joins the sessions on a new line, those that are to stop first. */

@@ -51,6 +51,7 @@ export class Requests {
     return entry;
   }
 
+  /** The entry under way of this id. */
   get(id) {
     return this.#entries.get(id);
   }
@@ -64,9 +65,5 @@ export class Requests {
   /** Whether a `stop` of this session waits for its answer. */
   hasStop(session) {
     return this.of(session).some(({ message }) => message.type === 'stop');
-  }
-
-  has(entry) {
-    return this.#entries.has(entry.message.id);
   }
 }

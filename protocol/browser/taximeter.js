@@ -86,6 +86,7 @@ export class Taximeter extends Connection {
    */
   switchUser(token = null) {
     this.#assertOpen();
+    this._login += 1;
     this.#end('idle', 'The user has changed.', token);
     if (token !== null) this.connect();
   }
@@ -110,7 +111,7 @@ export class Taximeter extends Connection {
   }
 
   #assertOpen() {
-    if (this.state === 'closed') throw new TaximeterError('closed', 'This meter was closed.');
+    if (this.state === 'closed') throw new TaximeterError('closed', 'The connection was closed.');
   }
 
   #start({ kind, sessionId, counterpartId, tickMs, metadata, lastSeq }, isOwned) {

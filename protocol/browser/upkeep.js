@@ -72,6 +72,7 @@ export class Upkeep {
       _timers.arm('drain', _platform.random() * message.after_ms, () => this.#move());
     }
     if (!isWelcome) return;
+    this.#meter._lastToken = this.#meter._token;
     this.#pingMs = message.ping_ms;
     this.#watch();
     const { expires_at, server_time_at } = message;

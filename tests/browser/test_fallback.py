@@ -169,11 +169,14 @@ async def test_a_refused_token_ends_the_attempts(
         assert found == ["unauthenticated", "offline"]
 
 
+@pytest.mark.parametrize("is_taken", [True, False])
 async def test_a_new_token_is_used_for_later_requests(
-    server: TestServer, context: BrowserContext
+    server: TestServer, context: BrowserContext, is_taken: bool
 ) -> None:
+    """Once the server has taken it: it may be another user's."""
     async with blocked(server, context) as page:
-        fresh = server.token(ttl_seconds=1_800)
+        old = server.token()
+        fresh = server.token(ttl_seconds=1_800) if is_taken else server.token("other")
         await page.run(
             """async ([old, fresh]) => {
               const { StreamSocket } = await import('/client/fallback.js');
@@ -196,10 +199,10 @@ async def test_a_new_token_is_used_for_later_requests(
               await answer({ type: 'ping', id: 3 });
               socket.close(1000);
             }""",
-            [server.token(), fresh],
+            [old, fresh],
         )
         last = page.requests[-1]
-        assert last.headers["authorization"] == f"Bearer {fresh}"
+        assert last.headers["authorization"] == f"Bearer {fresh if is_taken else old}"
 
 
 async def test_a_stream_keeps_no_socket_that_it_has_tried(
