@@ -20,7 +20,7 @@ from server.access.principals import tenant_of
 from server.calls import limits as call_limits
 from server.calls.billing import Billing, CallMapping, session_id_of
 from server.calls.facts import Adapter, CallRun, Fact, FactKind, ProviderError
-from server.calls.mapping import CallPlan, ParkedBecause, billing_of, kept_custom
+from server.calls.mapping import HOST, CallPlan, ParkedBecause, billing_of, kept_custom
 from server.calls.metering import CallMeter
 from server.process import Process
 from server.runtime.isolation import AWAY, alone, failed
@@ -235,8 +235,8 @@ class Applier:
         if row is None or row.mapping is None:
             plan = None if context.plan is None else msgspec.convert(context.plan, CallPlan)
             custom = context.custom
-            if plan is None and not custom:
-                custom = await self._asked_custom(fact, waiting.attempts)
+            if self._is_to_ask(fact, plan, custom):
+                custom = {**custom, **await self._asked_custom(fact, waiting.attempts)}
             billing = billing_of(participant, plan, custom, self._rates)
             if not isinstance(billing, Billing):
                 return billing
@@ -251,6 +251,13 @@ class Applier:
             )
         assert row.mapping is not None
         return msgspec.convert(row.mapping, Billing)
+
+    def _is_to_ask(self, fact: Fact, plan: CallPlan | None, custom: dict[str, str]) -> bool:
+        """Whether only the provider's REST may say whose it is."""
+        adapter = self.adapters.get(fact.provider)
+        if plan is not None:
+            return plan.payer == HOST and not (plan.host or custom.get("host"))
+        return adapter is not None and adapter.maps_calls and not custom
 
     async def _asked_custom(self, fact: Fact, attempts: int) -> dict[str, str]:
         """The call's own data, from the provider's REST, once for each run.

@@ -18,6 +18,7 @@ from server.calls import rest
 from server.calls.facts import FactKind
 
 NAME: Final = "daily"
+GUEST: Final = "guest "
 EVENTS: Final = {
     "meeting.started": (FactKind.STARTED, "start_ts"),
     "participant.joined": (FactKind.JOINED, "joined_at"),
@@ -53,7 +54,7 @@ class DailyAdapter:
     """The adapter of Daily: see :class:`server.calls.facts.Adapter`."""
 
     name = NAME
-    has_duration = True
+    has_duration, maps_calls = True, False
 
     def __init__(
         self, secret: str, api_key: str, client: rest.RestClient, now_ms: Callable[[], int]
@@ -93,13 +94,8 @@ class DailyAdapter:
         )  # fmt: skip
         if kind in (FactKind.STARTED, FactKind.ENDED):
             return [fact]
-        if said.get("user_id") is None:
-            return []  # a guest without a token: there is no user to bill
-        user_id = fields.checked_id(said["user_id"], "user_id")
-        device = fields.checked_id(said.get("session_id"), "session_id")
-        joined = msgspec.structs.replace(
-            fact, kind=FactKind.JOINED, participant=user_id, device=device
-        )
+        who, device = _who(said, "session_id")
+        joined = msgspec.structs.replace(fact, kind=FactKind.JOINED, participant=who, device=device)
         if kind is FactKind.JOINED:
             return [joined]
         figure_ms = fields.duration_ms(said.get("duration"))
@@ -116,8 +112,7 @@ class DailyAdapter:
         body = await self._client.ask("GET", "/meetings", headers=self._headers, query=query)
         meeting = rest.read_answer(NAME, body or b"", DailyMeetings).data[0]
         try:
-            people = [each for each in meeting.participants if each.get("user_id") is not None]
-            presences = tuple(_presence(each, meeting.ongoing) for each in people)
+            presences = tuple(_presence(one, meeting.ongoing) for one in meeting.participants)
             started_ms = fields.seconds_ms(meeting.start_time)
         except call_facts.RefusedEventError as error:
             raise rest.unusable(NAME, error) from None
@@ -133,16 +128,22 @@ class DailyAdapter:
         path = f"/rooms/{quote(run.call, safe='')}"
         body: Any = {"properties": {"exp": self._now_ms() // 1000, "eject_at_room_exp": True}}
         if participant is not None:
-            path, body = f"{path}/eject", {"user_ids": [participant]}
+            ids = "ids" if participant.startswith(GUEST) else "user_ids"
+            path, body = f"{path}/eject", {ids: [participant.removeprefix(GUEST)]}
         await self._client.ask("POST", path, headers=self._headers, body=body)
+
+
+def _who(said: Mapping[str, Any], device_field: str) -> tuple[str, str]:
+    """The user, or a guest by their connection; and the connection."""
+    device, user = fields.checked_id(said.get(device_field), device_field), said.get("user_id")
+    return (GUEST + device if user is None else fields.checked_id(user, "user_id")), device
 
 
 def _presence(said: Mapping[str, Any], is_ongoing: bool) -> call_facts.Presence:
     figure_ms = fields.duration_ms(said.get("duration"))
     from_ms = fields.required_ms(said.get("join_time"), "join_time")
+    who, device = _who(said, "participant_id")
+    to_ms = None if is_ongoing else from_ms + (figure_ms or 0)
     return call_facts.Presence(
-        participant=fields.checked_id(said["user_id"], "user_id"),
-        device=fields.checked_id(said.get("participant_id"), "participant_id"),
-        from_at_ms=from_ms, to_at_ms=None if is_ongoing else from_ms + (figure_ms or 0),
-        duration_ms=figure_ms,
-    )  # fmt: skip
+        participant=who, device=device, from_at_ms=from_ms, to_at_ms=to_ms, duration_ms=figure_ms
+    )

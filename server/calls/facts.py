@@ -159,6 +159,10 @@ class Adapter(Protocol):
     def has_duration(self) -> bool:
         """Whether the provider has its own figure for a participant's time."""
 
+    @property
+    def maps_calls(self) -> bool:
+        """Whether the call's own data may say whose it is."""
+
     def verify(self, headers: Mapping[str, str], body: bytes, now_ms: int) -> None:
         """Raises :class:`RefusedEventError` unless ``body`` is the provider's, and young."""
 

@@ -48,6 +48,10 @@ CALL_SWEEPS_PER_LOOK_MAX: Final = 10
 """The budget: runs that one process sweeps in one look, 120 a minute."""
 CALL_SWEEP_INTERVAL_MS: Final = 60_000
 """Interval at which a run that lives is swept. After a failed sweep it doubles, up to an hour."""
+CALL_SWEEP_IDLE_SHARE: Final = 8
+"""An empty run is swept again after this part of the time that it has been empty."""
+CALL_SWEEP_IDLE_MS_MAX: Final = 3_600_000
+"""Longest pause between two such sweeps."""
 CALL_SWEEP_SOON_MS: Final = 5_000
 """Time after which a run is swept that has ended, or of which an event says too little."""
 CALL_SWEEP_MS: Final = 30_000

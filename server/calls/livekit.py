@@ -44,6 +44,7 @@ class LiveKitAdapter:
 
     name = NAME
     has_duration = False
+    maps_calls = True
 
     def __init__(self, api_key: str, secret: str, rest: LiveKitRest) -> None:
         self._api_key = api_key

@@ -16,7 +16,6 @@ from server.calls.event_fields import (
     body_digest,
     check_age,
     checked_id,
-    custom_texts,
     duration_ms,
     event_digest,
     forged,
@@ -38,6 +37,8 @@ SESSION_EVENTS: Final = {
     "call.session_ended": FactKind.ENDED,
     # The older name of the first.
     "call.started": FactKind.STARTED,
+    # Stream forgets the call, and says nothing further about it.
+    "call.deleted": FactKind.ENDED,
 }
 HINTS: Final = frozenset(
     {
@@ -46,8 +47,6 @@ HINTS: Final = frozenset(
         "call.member_left",
         # The call is marked as ended, its session may still run: ask whether it does.
         "call.ended",
-        # Stream forgets the call, and says nothing further about it.
-        "call.deleted",
     }
 )
 
@@ -57,6 +56,11 @@ class StreamAdapter:
 
     name = NAME
     has_duration = True
+
+    @property
+    def maps_calls(self) -> bool:
+        """Whether a call's custom data may say whose it is."""
+        return self._trusts_custom
 
     def __init__(self, secret: str, rest: StreamRest, *, trusts_custom: bool = True) -> None:
         """``trusts_custom``: only backends may write a call's custom data."""
@@ -89,8 +93,9 @@ class StreamAdapter:
         if kind is None:
             kind = FactKind.STARTED if ended_ms is None else FactKind.ENDED
         created_ms = _created_ms(event)
-        said = event.call.custom if event.call is not None else None
-        custom = custom_texts(said if self._trusts_custom else None)
+        custom: dict[str, str] = {}
+        if event.call is not None:
+            custom = event.call.said(trusts_custom=self._trusts_custom)
         key = _key(event, body)
         if kind in (FactKind.JOINED, FactKind.LEFT):
             return _of_participant(event, kind, call, session_id, key, custom)
@@ -106,8 +111,7 @@ class StreamAdapter:
 
     async def sweep(self, run: CallRun) -> CallTruth:
         """Asks for the call, its session and all participants' sessions."""
-        truth = await self._rest.sweep(run)
-        return truth if self._trusts_custom else msgspec.structs.replace(truth, custom={})
+        return await self._rest.sweep(run, trusts_custom=self._trusts_custom)
 
     async def end(self, run: CallRun, participant: str | None) -> None:
         """Kicks the participant, or marks the call as ended."""

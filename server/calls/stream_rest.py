@@ -7,7 +7,7 @@ from urllib.parse import quote
 import jwt
 
 from server.calls import limits as call_limits
-from server.calls.event_fields import checked_id, custom_texts, duration_ms, instant_ms
+from server.calls.event_fields import checked_id, duration_ms, instant_ms
 from server.calls.facts import CallRun, CallTruth, Presence, ProviderError, RefusedEventError
 from server.calls.rest import RestClient, read_answer, summed_durations_ms, unusable
 from server.calls.stream_types import (
@@ -32,8 +32,13 @@ class StreamRest:
         self._secret = secret
         self._now_ms = now_ms
 
-    async def sweep(self, run: CallRun) -> CallTruth:
-        """The truth about one session of a call; raises :class:`ProviderError`."""
+    async def sweep(self, run: CallRun, *, trusts_custom: bool = True) -> CallTruth:
+        """The truth about one session of a call; raises :class:`ProviderError`.
+
+        A session is over when Stream says when it ended, or shows a later one of the call. That it
+        is shown no longer, or not yet, is no end: then those of whom Stream says nothing have left
+        as of their last proof, until it shows them again.
+        """
         asked_at_ms = self._now_ms()
         call = await self._call(run)
         sessions, session, complete = await self._sessions(run)
@@ -43,6 +48,7 @@ class StreamRest:
         known = session or VideoSession()
         try:
             ended_at_ms = instant_ms(known.ended_at)
+            started_at_ms = instant_ms(known.started_at)
             is_current = call is not None and call.current_session_id == run.call_session
             presences = _presences(sessions)
             return CallTruth(
@@ -50,14 +56,14 @@ class StreamRest:
                 call=run.call,
                 call_session=run.call_session,
                 asked_at_ms=asked_at_ms,
-                started_at_ms=instant_ms(known.started_at),
-                ended=ended_at_ms is not None or not is_current,
+                started_at_ms=started_at_ms,
+                ended=ended_at_ms is not None or _is_followed(run, started_at_ms, current),
                 ended_at_ms=ended_at_ms,
                 presences=presences,
                 has_history=sessions is not None,
-                complete=complete,
+                complete=complete and not (is_current and sessions is None),
                 durations_ms=summed_durations_ms(presences),
-                custom=custom_texts(call.custom if call is not None else None),
+                custom=call.said(trusts_custom=trusts_custom) if call is not None else {},
             )
         except RefusedEventError as error:
             raise unusable(NAME, error) from None
@@ -103,7 +109,8 @@ class StreamRest:
                 return (found or None), session, True
             page = read_answer(NAME, body, VideoSessionsPage)
             found += page.participants_sessions
-            session = page.session or session
+            if page.session is not None and page.session.id in ("", run.call_session):
+                session = page.session
             if not page.next:
                 return found, session, True
             query["next"] = page.next
@@ -141,6 +148,14 @@ def _path(run: CallRun) -> str:
     if not colon or not call_type or not call_id:
         raise ProviderError(f"{run.call} is no cid of Stream", retryable=False)
     return f"/api/v2/video/call/{quote(call_type, safe='')}/{quote(call_id, safe='')}"
+
+
+def _is_followed(run: CallRun, started_at_ms: int | None, current: VideoSession | None) -> bool:
+    """Whether the call has a session that began later."""
+    if current is None or current.id in ("", run.call_session) or started_at_ms is None:
+        return False
+    since_ms = instant_ms(current.started_at)
+    return since_ms is not None and since_ms > started_at_ms
 
 
 def _presences(sessions: list[VideoParticipantSession] | None) -> tuple[Presence, ...]:

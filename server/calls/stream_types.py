@@ -4,7 +4,7 @@ from typing import Any
 
 import msgspec
 
-from server.calls.event_fields import Instant
+from server.calls.event_fields import Instant, custom_texts
 
 
 class VideoUser(msgspec.Struct):
@@ -36,7 +36,17 @@ class VideoCall(msgspec.Struct):
     cid: str = ""
     current_session_id: str | None = ""
     custom: dict[str, Any] | None = None
+    created_by: VideoUser | None = None
     session: VideoSession | None = None
+
+    def said(self, *, trusts_custom: bool) -> dict[str, str]:
+        """The call's own data, and its creator as the host.
+
+        ``trusts_custom``: the custom data count. Stream itself names the creator.
+        """
+        creator = self.created_by.id if self.created_by is not None else ""
+        host = custom_texts({"host": creator}) if creator else {}
+        return {**host, **custom_texts(self.custom if trusts_custom else None)}
 
 
 class VideoEvent(msgspec.Struct):

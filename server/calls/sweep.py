@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import msgspec
 import structlog
 
+from protocol import limits
 from protocol.wire.errors import ProtocolError
 from server.calls import limits as call_limits
 from server.calls.applier import Applier
@@ -79,7 +80,7 @@ class Sweep:
             failed("sweep of a call", call=run.call_id)
         else:
             now_ms = self.clock.now()
-            await self.records.swept(run, until, _next_at(truth, now_ms), truth.asked_at_ms)
+            await self.records.swept(run, until, _next_at(run, truth, now_ms), truth.asked_at_ms)
             return
         await self.records.swept(run, until, _again_at(run, self.clock.now()), None)
 
@@ -109,11 +110,24 @@ class Sweep:
         return truth
 
 
-def _next_at(truth: CallTruth, now_ms: int) -> int | None:
-    """When a swept run is swept again; None when it is settled."""
+def _next_at(run: SweepDue, truth: CallTruth, now_ms: int) -> int | None:
+    """When a swept run is swept again; None when it is settled.
+
+    An empty run whose provider says no end is swept ever more rarely, and no more when its sessions
+    have ended by themselves.
+    """
     if truth.ended and truth.complete:
         return None
-    return now_ms + call_limits.CALL_SWEEP_INTERVAL_MS
+    if not truth.complete or any(one.to_at_ms is None for one in truth.presences):
+        return now_ms + call_limits.CALL_SWEEP_INTERVAL_MS
+    said_at = [one.to_at_ms for one in truth.presences if one.to_at_ms is not None]
+    idle_ms = now_ms - max([truth.started_at_ms or 0, run.seen_at, *said_at])
+    is_over = run.ended_at is not None  # by an event; the provider's figures may still come
+    longest_ms = call_limits.CALL_SWEEP_IDLE_MS_MAX if is_over else limits.PROVIDED_SILENCE_MS_MAX
+    if idle_ms > longest_ms:
+        return None
+    pause_ms = min(idle_ms // call_limits.CALL_SWEEP_IDLE_SHARE, call_limits.CALL_SWEEP_IDLE_MS_MAX)
+    return now_ms + max(call_limits.CALL_SWEEP_INTERVAL_MS, pause_ms)
 
 
 def _again_at(run: SweepDue, now_ms: int) -> int | None:

@@ -114,6 +114,8 @@ class SweepDue(msgspec.Struct, frozen=True):
     ended_at: int | None
     swept_at: int | None
     sweep_failures: int
+    seen_at: int
+    """When its first fact came in, in epoch ms."""
 
 
 class PlanRow(msgspec.Struct, frozen=True):

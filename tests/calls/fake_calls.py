@@ -36,6 +36,8 @@ class FakeRun:
     ended_ms: int | None = None
     presences: list[FakePresence] = field(default_factory=list)
     custom: dict[str, Any] = field(default_factory=dict)
+    creator: str = ""
+    """Who made the call, where the provider says so."""
 
     def present(self) -> list[FakePresence]:
         """Those who are in the call now."""

@@ -25,6 +25,7 @@ EVENT_MODELS: dict[str, type] = {
     "call.session_participant_left": models.CallSessionParticipantLeftEvent,
     "call.session_ended": models.CallSessionEndedEvent,
     "call.ended": models.CallEndedEvent,
+    "call.deleted": models.CallDeletedEvent,
     "call.member_added": models.CallMemberAddedEvent,
     "call.updated": models.CallUpdatedEvent,
 }
@@ -163,6 +164,7 @@ class FakeStream(FakeCalls):
             models.CallResponse, at, cid=run.call, type=call_type, id=call_id, custom=run.custom,
             current_session_id=run.session if run.ended_ms is None else "",
             session=self.session(run), ended_at=self.instant(run.ended_ms),
+            created_by=example(models.UserResponse, at, id=run.creator),
         )  # fmt: skip
 
     def session(self, run: FakeRun) -> dict[str, Any]:

@@ -16,6 +16,7 @@ class ProviderSite:
         self.fake = fake
         self.asked: list[str] = []
         """Methods and paths of all requests."""
+        self.bodies: list[bytes] = []
         self.fixed: tuple[int, dict[str, str], bytes] | None = None
         """An answer to everything, instead of the fake's: status, headers, body."""
         site = self
@@ -46,6 +47,7 @@ class ProviderSite:
         headers = {name.lower(): value for name, value in handler.headers.items()}
         with self._lock:
             self.asked.append(f"{handler.command} {target.path}")
+            self.bodies.append(body)
             if self.fixed is not None:
                 status, more, answer = self.fixed
             else:

@@ -45,6 +45,7 @@ def test_stream_s_events_have_every_field_of_their_models() -> None:
     fake.send_marked(run)
     fake.send("call.member_added", call_cid=run.call, call=fake.call(run), members=[])
     fake.send("call.updated", call_cid=run.call, call=fake.call(run))
+    fake.send("call.deleted", call_cid=run.call, call=fake.call(run))
     seen = set()
     for sent in fake.take():
         event = json.loads(sent.body)

@@ -75,7 +75,7 @@ async def swept(adapter: Adapter, run: FakeRun, known: list[Fact]) -> list[Fact]
     """The facts of a run, with those of a sweep."""
     mine = [fact for fact in known if fact.call_session == run.session]
     asked = CallRun(call=run.call, call_session=run.session, rest_name=run.name)
-    due = SweepDue(adapter.name, run.session, run.call, run.name, None, None, 0)
+    due = SweepDue(adapter.name, run.session, run.call, run.name, None, None, 0, NOW_MS)
     return [*mine, *facts_of_truth(await adapter.sweep(asked), due, mine)]
 
 

@@ -52,6 +52,7 @@ class Provider:
 
     name = "fake"
     has_duration = True
+    maps_calls = True
 
     def __init__(self) -> None:
         self.ended: list[tuple[str, str | None]] = []

@@ -58,6 +58,7 @@ class BookAdapter:
 
     name = "stream"
     has_duration = True
+    maps_calls = True
 
     def __init__(self) -> None:
         self.truth: CallTruth | Exception | None = None

@@ -219,6 +219,28 @@ async def test_a_provider_is_asked_for_the_calls_data_once(scene: InboxScene) ->
     assert (orgs, len(scene.adapter.asked)) == ({"acme"}, 1)
 
 
+async def test_a_provider_whose_data_count_for_nothing_is_not_asked(scene: InboxScene) -> None:
+    scene.adapter.maps_calls = False
+    scene.adapter.truth = ProviderError("503")
+    await scene.receive(JOINED)
+    assert (scene.meter.applied, scene.adapter.asked) == ([(JOINED.key, "ann")], [])
+
+
+async def test_a_provider_is_asked_for_the_host_where_a_plan_leaves_it_out(
+    scene: InboxScene,
+) -> None:
+    scene.adapter.maps_calls = False
+    scene.adapter.truth = truth(custom={"host": "teacher"})
+    await put(scene, CallPlan(payer="host", org_id="acme"))
+    await scene.receive(fact(), fact(participant="ben"))
+    payers = {one.account_id for each in scene.meter.mappings for one in each.participants.values()}
+    assert (payers, len(scene.adapter.asked)) == ({"teacher"}, 1)
+    await put(scene, CallPlan(payer="host", host="ann", org_id="acme"))
+    other = fact(call_session="run-2")
+    await scene.receive(other)
+    assert (scene.meter.applied[-1], len(scene.adapter.asked)) == ((other.key, "ann"), 1)
+
+
 async def test_a_provider_without_an_answer_is_asked_again_and_then_the_default_counts(
     scene: InboxScene, server: TestServer
 ) -> None:

@@ -10,10 +10,13 @@ from typing import Any
 
 import pytest
 
+from protocol.rate_card import parse_rate_card
 from server.calls import daily
 from server.calls import limits as call_limits
+from server.calls.billing import Billing
 from server.calls.daily import DailyAdapter
 from server.calls.facts import Adapter, CallRun, Fact, FactKind, ProviderError, RefusedEventError
+from server.calls.mapping import CallPlan, PlannedParticipant, billing_of
 from server.calls.rest import RestClient
 from tests.calls.fake_calls import FakeCalls
 from tests.calls.site import ProviderSite, served
@@ -76,9 +79,23 @@ def test_a_room_s_events_are_its_facts() -> None:
     assert (left.at_ms - NOW_MS, left.provider_duration_ms) == (70_000, None)
 
 
-def test_events_without_a_user_or_a_meaning_are_no_facts() -> None:
+def test_a_guest_is_a_participant_of_a_stable_name_that_is_no_user_of_ours() -> None:
     guest: dict[str, Any] = {"user_id": None, "session_id": "s-1", "joined_at": NOW_S}
-    assert facts_of(event("participant.joined", **guest)) == []
+    found = [
+        *facts_of(event("participant.joined", **guest)),
+        *facts_of(event("participant.left", NOW_S + 70, duration=60, **guest)),
+    ]
+    assert [(fact.kind, fact.participant, fact.device) for fact in found] == [
+        (FactKind.JOINED, "guest s-1", "s-1"), (FactKind.JOINED, "guest s-1", "s-1"),
+        (FactKind.LEFT, "guest s-1", "s-1"),
+    ]  # fmt: skip
+    rates = parse_rate_card({"kinds": {"call": {"credits_per_minute": "1", "clock": "provider"}}})
+    assert billing_of("guest s-1", None, {}, rates) == "bad_user_id"
+    plan = CallPlan(participants={"guest s-1": PlannedParticipant(user_id="eve")})
+    assert isinstance(billing_of("guest s-1", plan, {}, rates), Billing)
+
+
+def test_events_without_a_meaning_are_no_facts() -> None:
     assert facts_of(event("recording.started")) == []
     assert facts_of({"test": "test"}) == []  # Daily's check of a new webhook
 
@@ -121,7 +138,7 @@ async def adapter(site: ProviderSite) -> AsyncIterator[DailyAdapter]:
 
 def meetings(**changes: Any) -> bytes:
     person = {"user_id": "ann", "participant_id": "s-1", "join_time": NOW_S, "duration": 60}
-    guest = {**person, "user_id": None}
+    guest = {**person, "user_id": None, "participant_id": "s-2"}
     meeting = {
         "id": "m", "room": "maths", "start_time": NOW_S, "duration": 90, "ongoing": False,
         "max_participants": 2, "participants": [person, guest, person], **changes,
@@ -133,16 +150,20 @@ async def test_its_rest_tells_the_truth_and_ends(site: ProviderSite, adapter: Da
     site.fixed = (200, {}, meetings())
     truth = await adapter.sweep(RUN)
     assert (truth.started_at_ms, truth.ended, truth.has_history) == (NOW_MS, True, True)
-    assert [one.to_at_ms for one in truth.presences] == [NOW_MS + 60_000] * 2
-    assert truth.durations_ms == {"ann": 120_000}
+    assert [one.to_at_ms for one in truth.presences] == [NOW_MS + 60_000] * 3
+    assert truth.durations_ms == {"ann": 120_000, "guest s-2": 60_000}
     site.fixed = (200, {}, meetings(ongoing=True))
     truth = await adapter.sweep(RUN)
     assert not truth.ended
-    assert [one.to_at_ms for one in truth.presences] == [None] * 2
+    assert [one.to_at_ms for one in truth.presences] == [None] * 3
     site.asked.clear()
     await adapter.end(RUN, "ann")
+    await adapter.end(RUN, "guest s-2")
     await adapter.end(RUN, None)
-    assert site.asked == ["POST /v1/rooms/maths/eject", "POST /v1/rooms/maths"]
+    assert site.asked == ["POST /v1/rooms/maths/eject"] * 2 + ["POST /v1/rooms/maths"]
+    assert [json.loads(body) for body in site.bodies[-3:-1]] == [
+        {"user_ids": ["ann"]}, {"ids": ["s-2"]},
+    ]  # fmt: skip
     site.fixed = (500, {}, b"{}")
     with pytest.raises(ProviderError):
         await adapter.end(RUN, "ann")

@@ -96,6 +96,27 @@ def test_members_are_not_presence_and_marked_calls_are_not_over() -> None:
     assert (fact.kind, fact.at_ms, fact.wants_sweep) == (FactKind.ENDED, NOW_MS + 5_000, True)
 
 
+def test_a_deleted_call_is_over() -> None:
+    fake = FakeStream(NOW_MS)
+    run = fake.start("default:maths")
+    fake.take()
+    fake.now_ms += 5_000
+    fake.send("call.deleted", call_cid=run.call, call=fake.call(run))
+    (fact,) = facts_of(fake.take()[0])
+    assert (fact.kind, fact.call_session) == (FactKind.ENDED, run.session)
+    assert fact.at_ms == NOW_MS + 5_000
+
+
+def test_the_creator_is_the_host() -> None:
+    fake = FakeStream(NOW_MS)
+    run = fake.start("default:maths", payer="host-1")
+    run.creator = "teacher-1"
+    fake.send_ended(run)
+    (started,), (ended,) = (facts_of(sent) for sent in fake.take())
+    assert started.custom == {"payer": "host-1"}
+    assert ended.custom == {"payer": "host-1", "host": "teacher-1"}
+
+
 def test_events_that_say_nothing_about_time_are_no_facts() -> None:
     fake = FakeStream(NOW_MS)
     run = fake.start("default:maths")

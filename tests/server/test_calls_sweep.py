@@ -1,8 +1,11 @@
 """The sweep: what a provider's answer makes of a run."""
 
+import itertools
+
 import msgspec
 import pytest
 
+from protocol import limits
 from server.calls import limits as call_limits
 from server.calls.facts import FactKind, Presence, ProviderError
 from server.calls.inbox import to_keep
@@ -28,7 +31,7 @@ def presence(from_at: int = 1_000, to_at: int | None = None, name: str = "ann") 
 
 
 def due(swept_at: int | None = None, ended_at: int | None = None) -> SweepDue:
-    return SweepDue("stream", RUN, CALL, "", ended_at, swept_at, 0)
+    return SweepDue("stream", RUN, CALL, "", ended_at, swept_at, 0, 1_000)
 
 
 async def test_lost_events_come_back_as_facts(scene: InboxScene, server: TestServer) -> None:
@@ -68,6 +71,32 @@ async def test_a_run_that_lives_is_swept_again_and_keeps_nothing_twice(
         assert await scene.sweep.sweep_due() == 0
         assert len(await scene.records.facts_of("stream", RUN)) == 3
         assert len(scene.meter.confirmed) == sweeps
+
+
+@pytest.mark.parametrize("is_over", [False, True])
+async def test_a_run_that_nobody_is_in_is_swept_ever_more_rarely_and_no_more_at_last(
+    scene: InboxScene, server: TestServer, is_over: bool
+) -> None:
+    begin = server.process.clock.now()
+    await scene.receive(fact(at_ms=begin))
+    if is_over:
+        await scene.receive(fact(FactKind.ENDED, at_ms=begin))
+    # The provider shows no session, and says no end.
+    scene.adapter.truth = truth(has_history=False, started_at_ms=None)
+    swept_at: list[int] = []
+    while server.process.clock.now() < begin + 2 * limits.PROVIDED_SILENCE_MS_MAX:
+        if await scene.sweep.sweep_due():
+            swept_at.append(server.process.clock.now() - begin)
+        step_ms = max(call_limits.CALL_SWEEP_SOON_MS, (server.process.clock.now() - begin) // 40)
+        advance(server, step_ms)
+    pauses = [later - earlier for earlier, later in itertools.pairwise(swept_at)]
+    assert pauses[1] < 2 * call_limits.CALL_SWEEP_INTERVAL_MS
+    assert len(swept_at) < (40 if is_over else 250)
+    hours = swept_at[-1] // 3_600_000
+    assert hours <= 1 if is_over else 6 * 24 < hours <= 8 * 24
+    rows = await scene.records.facts_of("stream", RUN)
+    ends = [one for one in rows if b'"ended"' in bytes(one.fact)]
+    assert len(ends) == is_over
 
 
 async def test_the_end_is_followed_by_a_sweep_soon(scene: InboxScene, server: TestServer) -> None:

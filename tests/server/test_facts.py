@@ -24,6 +24,7 @@ class BoothAdapter:
 
     name = "booth"
     has_duration = False
+    maps_calls = True
 
     def verify(self, headers: Mapping[str, str], body: bytes, now_ms: int) -> None:
         if headers.get("x-coin") != "penny":

@@ -84,14 +84,55 @@ async def test_a_session_that_is_over(fake: FakeStream, adapter: StreamAdapter) 
     assert not (await adapter.sweep(run_of(newer))).ended
 
 
-async def test_a_session_that_stream_does_not_know_is_over_without_history(
+async def test_a_session_that_stream_does_not_know_has_no_history_and_is_not_over(
     fake: FakeStream, adapter: StreamAdapter
 ) -> None:
     fake.start("default:maths")
     for call in ("default:maths", "default:deleted"):
         truth = await adapter.sweep(CallRun(call=call, call_session="unknown"))
-        assert (truth.ended, truth.ended_at_ms, truth.has_history) == (True, None, False)
+        assert (truth.ended, truth.ended_at_ms, truth.has_history) == (False, None, False)
         assert truth.presences == ()
+
+
+async def test_a_session_that_is_not_shown_as_the_current_one_is_not_over(
+    fake: FakeStream, adapter: StreamAdapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    older = fake.start("default:maths")
+    fake.now_ms += 5_000
+    run = fake.start("default:maths")
+    fake.join(run, "ann")
+    call = fake.call
+    for shown in (None, older):  # none yet, and the one before
+
+        def behind(_: FakeRun, shown: FakeRun | None = shown) -> dict[str, Any]:
+            session = fake.session(shown) if shown is not None else None
+            current = shown.session if shown is not None else ""
+            return {**call(run), "current_session_id": current, "session": session}
+
+        monkeypatch.setattr(fake, "call", behind)
+        truth = await adapter.sweep(run_of(run))
+        assert (truth.ended, truth.complete, len(truth.presences)) == (False, True, 1)
+        assert truth.presences[0].to_at_ms is None
+    # A later one follows it, whether or not Stream says when it ended.
+    monkeypatch.setattr(fake, "call", call)
+    truth = await adapter.sweep(run_of(older))
+    assert (truth.ended, truth.ended_at_ms) == (True, None)
+
+
+async def test_the_creator_is_the_host_also_where_custom_data_are_ignored(
+    fake: FakeStream, site: ProviderSite, adapter: StreamAdapter
+) -> None:
+    run = fake.start("default:maths", payer="host-1")
+    run.creator = "teacher-1"
+    assert (await adapter.sweep(run_of(run))).custom == {"payer": "host-1", "host": "teacher-1"}
+    rest = StreamRest(RestClient("stream", site.url), API_KEY, SECRET, lambda: fake.now_ms)
+    wary = StreamAdapter(SECRET, rest, trusts_custom=False)
+    assert (await wary.sweep(run_of(run))).custom == {"host": "teacher-1"}
+    # Data that count may name another one.
+    run.custom["host"] = "teacher-2"
+    assert (await adapter.sweep(run_of(run))).custom["host"] == "teacher-2"
+    assert (await wary.sweep(run_of(run))).custom == {"host": "teacher-1"}
+    assert (adapter.maps_calls, wary.maps_calls) == (True, False)
 
 
 async def test_a_sweep_has_a_bound(

@@ -14,5 +14,6 @@ WHERE (run.provider, run.call_session) = (due.provider, due.call_session)
 RETURNING json_build_object(
     'provider', run.provider, 'call_session', run.call_session, 'call_id', call_id,
     'rest_name', rest_name, 'ended_at', epoch_ms(ended_at),
-    'swept_at', epoch_ms(swept_at), 'sweep_failures', sweep_failures
+    'swept_at', epoch_ms(swept_at), 'sweep_failures', sweep_failures,
+    'seen_at', epoch_ms(seen_at)
 )::text
