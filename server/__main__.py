@@ -22,7 +22,7 @@ from protocol.wire.money import format_credits
 from server import limits as server_limits
 from server.access.tokens import mint_token
 from server.calls.mapping import EACH, KIND_DEFAULT, CallPlan
-from server.calls.parked import parked_participants
+from server.calls.parked import failed_facts, parked_participants
 from server.calls.replay import ReplayResult, pause, replay
 from server.hosting.operator_commands import operator_commands
 from server.hosting.serving import serve
@@ -286,7 +286,7 @@ def _with_calls(work: Callable[[CallRecords], Awaitable[None]]) -> None:
 
 @calls_commands.command()
 def parked() -> None:
-    """Lists the participants whom nothing says how to bill, newest first."""
+    """Lists participants whom nothing says how to bill, and facts that fail."""
 
     async def work(records: CallRecords) -> None:
         async for one in parked_participants(records):
@@ -294,6 +294,29 @@ def parked() -> None:
                 f"{one.provider} {one.call_id} run {one.call_session}: "
                 f"{one.participant!r} is parked, {one.parked_because}"
             )
+        async for fact in failed_facts(records):
+            whose = "" if fact.participant is None else f" of {fact.participant!r}"
+            typer.echo(
+                f"{fact.provider} {fact.call_id} run {fact.call_session}: "
+                f"{fact.kind!r}{whose} is parked after {fact.attempts} attempts, {fact.error}"
+            )
+
+    _with_calls(work)
+
+
+@calls_commands.command("retry")
+def retry_call(
+    call: Annotated[str, typer.Argument(help="The call. Stream: the cid; LiveKit: the sid.")],
+    provider: Annotated[str, typer.Option(help="The call's provider: stream, livekit.")],
+) -> None:
+    """Lets what is parked of a call be applied again.
+
+    A process that serves applies it within seconds.
+    """
+
+    async def work(records: CallRecords) -> None:
+        facts = await records.retry_facts(provider, call, time.time_ns() // 1_000_000)
+        typer.echo(f"{facts} facts of {provider} {call} are applied again")
 
     _with_calls(work)
 

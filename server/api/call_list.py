@@ -14,6 +14,7 @@ from server.api.call_shapes import (
     CallFact,
     CallListed,
     CallPage,
+    CallParkedFact,
     CallParticipant,
     CallPersonListed,
     CallRunShown,
@@ -21,6 +22,7 @@ from server.api.call_shapes import (
 )
 from server.api.session_list import SessionListed, listed, live_sessions
 from server.calls import limits as call_limits
+from server.calls.applier import RunKey
 from server.calls.billing import Billing
 from server.calls.facts import Fact
 from server.calls.mapping import CallPlan, billing_of
@@ -156,6 +158,7 @@ async def _shown(calls: Calls, call_id: str, provider: str) -> CallShown:
         [(run.provider, run.call_session) for run in runs],
         most=call_limits.CALL_PARTICIPANTS_SHOWN_MAX,
     )
+    parked = await _parked_facts(calls, runs)
     sessions = await sessions_of(calls, people)
     facts = {run.call_session: await _facts(calls, run) for run in runs}
     figures = {
@@ -169,7 +172,7 @@ async def _shown(calls: Calls, call_id: str, provider: str) -> CallShown:
         state=runs[0].state if runs else "planned",
         plan=msgspec.json.decode(plan.plan, type=CallPlan) if plan is not None else None,
         plan_version=plan.version if plan is not None else 0,
-        runs=[_run(run) for run in runs],
+        runs=[_run(run, parked) for run in runs],
         participants=[
             _participant(
                 person,
@@ -182,7 +185,7 @@ async def _shown(calls: Calls, call_id: str, provider: str) -> CallShown:
     )
 
 
-def _run(run: CallRunRow) -> CallRunShown:
+def _run(run: CallRunRow, parked: dict[RunKey, list[CallParkedFact]]) -> CallRunShown:
     return CallRunShown(
         call_session=run.call_session,
         state=run.state,
@@ -190,7 +193,29 @@ def _run(run: CallRunRow) -> CallRunShown:
         ended_at=run.ended_at,
         first_fact_at=run.seen_at,
         swept_at=run.swept_at,
+        parked_facts=parked.get((run.provider, run.call_session), []),
     )
+
+
+async def _parked_facts(
+    calls: Calls, runs: Sequence[CallRunRow]
+) -> dict[RunKey, list[CallParkedFact]]:
+    """The facts of runs that failed each time, by provider and run."""
+    found: dict[RunKey, list[CallParkedFact]] = {}
+    names = [(run.provider, run.call_session) for run in runs if run.state == "parked"]
+    most = call_limits.CALL_FACTS_FAILED_SHOWN_MAX
+    for row in await calls.records.failed_facts(names, most) if names else ():
+        found.setdefault((row.provider, row.call_session), []).append(
+            CallParkedFact(
+                kind=row.kind,
+                provider_user_id=row.participant,
+                happened_at=row.happened_at,
+                received_at=row.received_at,
+                attempts=row.attempts,
+                error=row.error,
+            )
+        )
+    return found
 
 
 async def _facts(calls: Calls, run: CallRunRow) -> dict[str, list[CallFact]]:
@@ -294,7 +319,8 @@ async def list_calls(request: Request) -> Response:
     """Runs of calls, newest first.
 
     The order is by the first fact of each run, so pages neither repeat nor skip one. With
-    `state=parked`: those with a participant whom nothing says how to bill.
+    `state=parked`: those with a participant whom nothing says how to bill, or with a fact that
+    failed each time.
     """
     state = request.query_params.get("state")
     if state not in (None, *STATES["enum"]):
@@ -324,6 +350,7 @@ async def list_calls(request: Request) -> Response:
                 session_id=person.session_id,
             )
         )
+    parked = await _parked_facts(calls_of(request), page)
     last = page[-1] if len(found) > count else None
     return answer(
         CallPage(
@@ -337,6 +364,7 @@ async def list_calls(request: Request) -> Response:
                     ended_at=run.ended_at,
                     first_fact_at=run.seen_at,
                     participants=people.get((run.provider, run.call_session), []),
+                    parked_facts=parked.get((run.provider, run.call_session), []),
                 )
                 for run in page
             ],

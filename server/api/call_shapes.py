@@ -16,7 +16,9 @@ CallSession = Annotated[str, describe("One run of the call, by the provider's na
 ProviderName = Annotated[str, describe("The call's provider.")]
 CallState = Annotated[
     CallStateName,
-    describe("`parked`: a participant of it cannot be billed; `active`, or `ended`."),
+    describe(
+        "`parked`: a participant of it cannot be billed, or a fact fails; `active`, or `ended`."
+    ),
 ]
 ParkedCode = Annotated[
     str | None, describe("Why the participant is parked, a stable code; null: is not.")
@@ -62,6 +64,26 @@ class CallParticipant(msgspec.Struct, frozen=True, kw_only=True):
     facts: Annotated[list[CallFact], describe("The newest facts, in the order of arrival.")]
 
 
+class CallParkedFact(msgspec.Struct, frozen=True, kw_only=True):
+    """A fact that failed each time it was applied."""
+
+    kind: Annotated[str, describe("`started`, `joined`, `left` or `ended`.")]
+    provider_user_id: Annotated[str | None, describe("Whose; null: it is of the whole run.")]
+    happened_at: Annotated[int, describe("The provider's instant, in epoch ms.")]
+    received_at: InstantAt
+    attempts: Annotated[int, describe("Failed attempts.")]
+    error: Annotated[str, describe("The last one's error.")]
+
+
+ParkedFacts = Annotated[
+    list[CallParkedFact],
+    describe(
+        "Facts that failed each time. A plan, also the same one again, or `calls retry` has them "
+        f"applied again. At most {call_limits.CALL_FACTS_FAILED_SHOWN_MAX}, the oldest."
+    ),
+]
+
+
 class CallRunShown(msgspec.Struct, frozen=True, kw_only=True):
     """One run of a call."""
 
@@ -71,6 +93,7 @@ class CallRunShown(msgspec.Struct, frozen=True, kw_only=True):
     ended_at: Annotated[int | None, describe("The provider's instant; null: it has not ended.")]
     first_fact_at: Annotated[int, describe("When its first fact came in.")]
     swept_at: Annotated[int | None, describe("When the provider was last asked; null: never.")]
+    parked_facts: ParkedFacts
 
 
 class CallShown(msgspec.Struct, frozen=True, kw_only=True):
@@ -112,6 +135,7 @@ class CallListed(msgspec.Struct, frozen=True, kw_only=True):
         list[CallPersonListed],
         describe(f"At most {call_limits.CALL_PARTICIPANTS_LISTED_MAX}, by their names."),
     ]
+    parked_facts: ParkedFacts
 
 
 class CallPage(msgspec.Struct, frozen=True, kw_only=True):

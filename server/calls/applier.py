@@ -15,7 +15,7 @@ import msgspec
 import structlog
 
 from protocol.rate_card import RateCard
-from protocol.wire.errors import ProtocolError, ServiceError
+from protocol.wire.errors import ServiceError
 from server.access.principals import tenant_of
 from server.calls import limits as call_limits
 from server.calls.billing import Billing, CallMapping, session_id_of
@@ -147,28 +147,54 @@ class Applier:
     # One run
 
     async def _apply_run(self, run: RunKey) -> None:
-        """Applies the facts of a run in order, until one fails."""
+        """Applies a run's facts in order, until an engine is away."""
         queue = self._queues[run]
         try:
             async with self._places:
                 while queue:
                     fact, until = queue[0]
                     # Another process may have taken it over.
-                    if self.process.clock.now() < until:
-                        async with asyncio.timeout(_apply_ms(fact) / 1000):
-                            await self.apply(fact)
+                    is_mine = self.process.clock.now() < until
+                    if is_mine and not await self._apply_alone(run, fact):
+                        break
                     queue.popleft()
                     self.waiting -= 1
-        except (*AWAY, ProtocolError, TimeoutError) as error:
-            log.warning("call_fact_not_applied", run=run, error=str(error) or "it took too long")
-        except Exception:
-            failed("call fact", run=run)
         finally:
             # What is left is taken over later, in its order.
             self.waiting -= len(queue)
             del self._queues[run], self._at_work[run]
 
     # One fact
+
+    async def _apply_alone(self, run: RunKey, waiting: WaitingFact) -> bool:
+        """Applies a fact; returns whether those behind it may be applied.
+
+        A fact that fails by itself keeps back no other. It is tried again ever more rarely, and
+        after too many attempts parked with its error, until a plan or an operator has it applied
+        again.
+        """
+        try:
+            async with asyncio.timeout(_apply_ms(waiting) / 1000):
+                await self.apply(waiting)
+        except (*AWAY, ServiceError, TimeoutError) as error:
+            log.warning("call_fact_not_applied", run=run, error=str(error) or "it took too long")
+            if waiting.attempts >= call_limits.CALL_FACT_AWAY_ATTEMPTS_MAX:
+                await self._park_failed(waiting, error)
+            return False
+        except Exception as error:
+            failed("call fact", run=run)
+            if waiting.attempts >= call_limits.CALL_FACT_ATTEMPTS_MAX:
+                await self._park_failed(waiting, error)
+        return True
+
+    async def _park_failed(self, waiting: WaitingFact, error: Exception) -> None:
+        said = "".join(filter(str.isprintable, f"{type(error).__name__}: {error}"))
+        said = said[: call_limits.CALL_FACT_ERROR_CHARACTERS_MAX]
+        with alone("call fact that failed"):
+            if await self.records.fail_fact(waiting, said):
+                log.error(
+                    "call_fact_parked", call=waiting.call_id, key=waiting.fact_key, error=said
+                )
 
     async def apply(self, waiting: WaitingFact) -> None:
         """Applies a fact, or parks it, and marks its row."""

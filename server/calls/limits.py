@@ -15,6 +15,13 @@ doubles with each failed attempt, up to sixty-four times."""
 CALL_FACT_APPLY_MS: Final = 10_000
 """Longest attempt to apply one fact. It doubles as the lease does: the end of a run with thousands
 of participants takes longer."""
+CALL_FACT_ATTEMPTS_MAX: Final = 10
+"""Failed attempts after which a fact is parked with its error: after about an hour."""
+CALL_FACT_AWAY_ATTEMPTS_MAX: Final = 100
+"""The same while an engine does not answer: after about a day."""
+CALL_FACT_ERROR_CHARACTERS_MAX: Final = 500
+CALL_FACTS_FAILED_SHOWN_MAX: Final = 20
+"""Facts of one run that failed each time, as lists show them."""
 CALL_FACTS_WAITING_MAX: Final = 4_096
 """Facts that one process has in memory to be applied. Those beyond wait in Postgres."""
 CALL_FACTS_TAKEN_MAX: Final = 256
@@ -138,6 +145,7 @@ SETTLEMENT_STEPS_MAX: Final = 8
 # A fact is applied, or given up, before another process takes it over.
 assert CALL_FACT_APPLY_MS < CALL_FACT_LEASE_MS
 assert CALL_DATA_MS < CALL_FACT_APPLY_MS
+assert CALL_DATA_ATTEMPTS < CALL_FACT_ATTEMPTS_MAX < CALL_FACT_AWAY_ATTEMPTS_MAX
 assert 1_000 * CALL_FACTS_LOOK_S < CALL_FACT_LEASE_MS
 assert CALL_SWEEP_MS < CALL_SWEEP_LEASE_MS <= CALL_SWEEP_INTERVAL_MS
 assert CALL_SWEEPS_PER_LOOK_MAX <= storage_limits.DATABASE_CONNECTIONS_MAX

@@ -16,6 +16,7 @@ from storage.rows.calls import (
     CallRunRow,
     FactRow,
     FactToKeep,
+    FailedFact,
     ParticipantRow,
     PlanRow,
     SweepDue,
@@ -108,6 +109,27 @@ class CallRecords(Database):
                 return bool(parked)
 
         return await self._run(park)
+
+    async def fail_fact(self, waiting: WaitingFact, error: str) -> bool:
+        """Parks a fact that fails each time; returns whether it is parked.
+
+        It is not where another process has taken it over.
+        """
+        asked = (waiting.provider, waiting.fact_key, waiting.attempts, error)
+        return bool(await self._value("fail_fact", *asked))
+
+    async def failed_facts(
+        self, runs: Sequence[tuple[str, str]], most: int
+    ) -> tuple[FailedFact, ...]:
+        """Returns facts of runs (provider, run) that failed each time, oldest first.
+
+        At most ``most`` of each run.
+        """
+        return await self._rows("failed_facts", FailedFact, *columns.turned(list(runs), 2), most)
+
+    async def retry_facts(self, provider: str, call_id: str, now_ms: int) -> int:
+        """Lets the parked facts of a call wait again; returns how many."""
+        return int(await self._value("retry_facts", provider, call_id, now_ms))
 
     async def prune_facts(self, before_at: int, limit: int) -> int:
         """Deletes applied facts from before an instant; returns how many."""
@@ -205,14 +227,17 @@ class CallRecords(Database):
     async def put_plan(self, provider: str, call_id: str, plan: str, now_ms: int) -> int:
         """Keeps what a backend says about a call; returns the plan's version.
 
-        Parked facts of the call wait again: let them be applied.
+        Parked facts of the call wait again: let them be applied. The same plan again changes
+        nothing, but is another chance for what is parked.
         """
 
         async def put(connection: Connection) -> int:
             async with connection.transaction():
                 await connection.execute(SQL["lock_call"], provider, call_id)
                 asked = (provider, call_id, plan, now_ms)
-                return int(await connection.fetchval(SQL["put_call"], *asked))
+                version = int(await connection.fetchval(SQL["put_call"], *asked))
+                await connection.execute(SQL["retry_facts"], provider, call_id, now_ms)
+                return version
 
         return await self._run(put)
 

@@ -54,6 +54,20 @@ class FactRow(msgspec.Struct, frozen=True):
     fact: msgspec.Raw
 
 
+class FailedFact(msgspec.Struct, frozen=True):
+    """A fact that failed each time it was applied, and is parked."""
+
+    provider: str
+    call_session: str
+    call_id: str
+    participant: str | None
+    kind: str
+    happened_at: int
+    received_at: int
+    attempts: int
+    error: str
+
+
 class ParticipantRow(msgspec.Struct, frozen=True):
     """A participant of a run, by the provider's name."""
 

@@ -92,6 +92,8 @@ class BookMeter(CallMeter):
         self.mappings: list[CallMapping] = []
         self.confirmed: list[CallTruth] = []
         self.failing: Exception | None = None
+        self.poison: set[str] = set()
+        """Keys of facts that always fail."""
         self.gate: asyncio.Event | None = None
         self.at_work = 0
         self.at_work_max = 0
@@ -104,6 +106,8 @@ class BookMeter(CallMeter):
                 await self.gate.wait()
             if self.failing is not None:
                 raise self.failing
+            if fact.key in self.poison:
+                raise ValueError(f"a bug of ours\n in {fact.kind}")
             self.mappings.append(mapping)
             self.applied += [(fact.key, participant) for participant in mapping.participants]
         finally:

@@ -58,6 +58,33 @@ async def test_a_participant_shows_facts_and_session(server: TestServer, scene: 
     assert (run["state"], run["ended_at"]) == ("ended", 1_000)
 
 
+async def test_facts_that_fail_each_time_are_listed_until_the_plan_is_put_again(
+    server: TestServer, scene: InboxScene
+) -> None:
+    joined = fact()
+    scene.meter.poison = {joined.key}
+    await scene.receive(joined)
+    for _ in range(call_limits.CALL_FACT_ATTEMPTS_MAX):
+        advance(server, 64 * call_limits.CALL_FACT_LEASE_MS)
+        await scene.take()
+    (listed,) = (await read(server, "/v1/calls?state=parked"))["items"]
+    (shown,) = (await read(server))["runs"]
+    (parked,) = listed["parked_facts"]
+    assert (shown["state"], shown["parked_facts"]) == ("parked", [parked])
+    assert (parked["kind"], parked["provider_user_id"], parked["happened_at"]) == (
+        "joined", "ann", 1_000,
+    )  # fmt: skip
+    assert parked["attempts"] == call_limits.CALL_FACT_ATTEMPTS_MAX
+    assert parked["error"] == "ValueError: a bug of ours in joined"
+    scene.meter.poison.clear()
+    await put(server)
+    await scene.take()
+    while await scene.records.facts_waiting(0, server.process.clock.now() + 1):
+        await scene.applier.idle()
+    (shown,) = (await read(server))["runs"]
+    assert (shown["state"], shown["parked_facts"]) == ("active", [])
+
+
 async def test_what_is_parked_is_listed_and_mapped_by_a_plan(
     server: TestServer, scene: InboxScene
 ) -> None:

@@ -9,6 +9,7 @@ from protocol.wire.errors import ServiceError
 from server.calls import limits as call_limits
 from server.calls.facts import CallRun, CallTruth, FactKind, ProviderError
 from server.calls.mapping import CallPlan, PlannedParticipant
+from server.calls.parked import failed_facts, parked_participants
 from storage.rows.calls import CallFilter
 from tests.fixtures.database import Connection
 from tests.fixtures.server import TestServer
@@ -69,6 +70,89 @@ async def test_a_fact_that_always_fails_is_tried_less_and_less_often(
     other = fact(participant="ben", call_session="run-2")
     await scene.receive(other)
     assert scene.meter.applied == [(other.key, "ben")]
+
+
+async def let_fail(scene: InboxScene, server: TestServer, hours: int) -> None:
+    """Has the processes try what waits for some hours."""
+    until = server.process.clock.now() + hours * 3_600_000
+    while server.process.clock.now() < until:
+        advance(server, call_limits.CALL_FACT_LEASE_MS)
+        await scene.take()
+
+
+async def test_a_fact_that_fails_each_time_is_parked_with_its_error_and_keeps_back_no_other(
+    scene: InboxScene, server: TestServer, connection: Connection
+) -> None:
+    ended = fact(FactKind.ENDED, call_session="run-2")
+    scene.meter.poison = {JOINED.key, ended.key}
+    ben, eve = fact(participant="ben", at_ms=2_000), fact(participant="eve", call_session="run-2")
+    await scene.receive(JOINED, ben)
+    await scene.receive(eve)
+    await scene.receive(ended)
+    assert scene.meter.applied == [(ben.key, "ben"), (eve.key, "eve")]
+    assert await parked(scene) == []
+    await let_fail(scene, server, 2)
+    assert await states(connection) == {
+        JOINED.key: "parked", ben.key: "applied", eve.key: "applied", ended.key: "parked",
+    }  # fmt: skip
+    assert await scene.take() == 0
+    assert await parked(scene) == ["run-2", RUN]
+    found = sorted([one async for one in failed_facts(scene.records)], key=lambda one: one.kind)
+    assert [(one.kind, one.participant, one.attempts, one.error) for one in found] == [
+        ("ended", None, call_limits.CALL_FACT_ATTEMPTS_MAX, "ValueError: a bug of ours in ended"),
+        (
+            "joined",
+            "ann",
+            call_limits.CALL_FACT_ATTEMPTS_MAX,
+            "ValueError: a bug of ours in joined",
+        ),
+    ]
+    assert [one async for one in parked_participants(scene.records)] == []
+    # It may fail again, and is mended at last.
+    assert await scene.records.retry_facts("stream", CALL, server.process.clock.now()) == 2
+    assert await parked(scene) == []
+    await let_fail(scene, server, 2)
+    assert await parked(scene) == ["run-2", RUN]
+    scene.meter.poison.clear()
+    await put(scene, CallPlan())
+    assert await scene.take() == 2
+    assert set((await states(connection)).values()) == {"applied"}
+    assert await parked(scene) == []
+    assert [one async for one in failed_facts(scene.records)] == []
+
+
+async def test_a_run_stays_parked_while_either_reason_is_left(
+    scene: InboxScene, server: TestServer
+) -> None:
+    scene.meter.poison = {JOINED.key}
+    await scene.receive(JOINED, STRANGER)
+    await let_fail(scene, server, 2)
+    plan = CallPlan(
+        participants={
+            "a stranger": PlannedParticipant(user_id="eve"),
+            "ann": PlannedParticipant(user_id="ann"),
+        }
+    )
+    await put(scene, plan)
+    await let_fail(scene, server, 2)
+    assert await parked(scene) == [RUN]  # the stranger is mapped, ann's fact still fails
+    assert [one async for one in parked_participants(scene.records)] == []
+
+
+async def test_a_fact_is_not_parked_while_an_engine_is_away_for_hours(
+    scene: InboxScene, server: TestServer, connection: Connection
+) -> None:
+    scene.meter.failing = ServiceError("Redis is away")
+    await scene.receive(JOINED)
+    await let_fail(scene, server, 12)
+    assert await states(connection) == {JOINED.key: "waiting"}
+    scene.meter.failing = None
+    await let_fail(scene, server, 1)
+    assert await states(connection) == {JOINED.key: "applied"}
+    scene.meter.failing = ServiceError("it has not ended yet")
+    await scene.receive(LEFT)
+    await let_fail(scene, server, 40)
+    assert (await states(connection))[LEFT.key] == "parked"
 
 
 async def test_two_processes_do_not_take_the_same_fact(

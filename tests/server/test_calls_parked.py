@@ -1,4 +1,4 @@
-"""The commands about calls: parked, and map."""
+"""The commands about calls: parked, map, and retry."""
 
 import asyncio
 import os
@@ -6,8 +6,10 @@ import sys
 
 import pytest
 
+from server.calls import limits as call_limits
 from server.calls.parked import parked_participants
 from tests.fixtures.server import TestServer
+from tests.server.api import advance
 from tests.server.call_facts import CALL, RUN, InboxScene, fact
 
 STRANGER = fact(participant="a stranger")
@@ -62,3 +64,27 @@ async def test_an_operator_lists_and_maps(scene: InboxScene, redis_url: str, dat
     code, said = await calls("replay", "--from", "yesterday", "--to", "now", **engines)
     assert code == 1
     assert "yesterday" in said
+
+
+async def test_an_operator_lists_facts_that_fail_and_has_them_applied_again(
+    scene: InboxScene, server: TestServer, redis_url: str, database: str
+) -> None:
+    joined = fact()
+    scene.meter.poison = {joined.key}
+    await scene.receive(joined)
+    for _ in range(call_limits.CALL_FACT_ATTEMPTS_MAX):
+        advance(server, 64 * call_limits.CALL_FACT_LEASE_MS)
+        await scene.take()
+    engines = {"redis_url": redis_url, "database": database}
+    assert await calls("parked", **engines) == (
+        0,
+        f"stream {CALL} run {RUN}: 'joined' of 'ann' is parked after "
+        f"{call_limits.CALL_FACT_ATTEMPTS_MAX} attempts, ValueError: a bug of ours in joined\n",
+    )
+    scene.meter.poison.clear()
+    assert await calls("retry", CALL, "--provider", "stream", **engines) == (
+        0, f"1 facts of stream {CALL} are applied again\n",
+    )  # fmt: skip
+    assert await scene.take() == 1
+    assert scene.meter.applied == [(joined.key, "ann")]
+    assert await calls("parked", **engines) == (0, "")

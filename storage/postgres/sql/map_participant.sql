@@ -26,6 +26,10 @@ WITH mapped AS (
           WHERE other.provider = $1 AND other.call_session = $2
             AND other.participant <> $3 AND other.parked_because IS NOT NULL
       )
+      AND NOT EXISTS (
+          SELECT FROM call_facts AS failed
+          WHERE failed.provider = $1 AND failed.call_session = $2 AND failed.error IS NOT NULL
+      )
 )
 SELECT row_to_json(answer)::text
 FROM (

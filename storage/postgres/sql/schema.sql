@@ -910,7 +910,8 @@ CREATE INDEX idempotency_keys_by_age ON idempotency_keys (created_at);
 
 -- The inbox: one row for each fact. A row is written before the provider gets its answer, and is
 -- applied afterwards. A process that applies a row has until `due_at`; then any process may take
--- the row over. `body` is the provider's signed body, with the first fact that was made of it.
+-- the row over. `body` is the provider's signed body, with the first fact that was made of it. A
+-- parked row waits for a plan, or has failed each time, with `error`.
 CREATE TABLE call_facts (
     provider text NOT NULL,
     fact_key text NOT NULL,
@@ -925,14 +926,18 @@ CREATE TABLE call_facts (
     received_at timestamptz NOT NULL,
     due_at timestamptz NOT NULL,
     applied_at timestamptz,
+    error text,
     CONSTRAINT call_facts_pkey PRIMARY KEY (provider, fact_key),
     CONSTRAINT call_facts_state_check CHECK (state IN ('waiting', 'parked', 'applied')),
-    CONSTRAINT call_facts_applied_check CHECK ((state = 'applied') = (applied_at IS NOT NULL))
+    CONSTRAINT call_facts_applied_check CHECK ((state = 'applied') = (applied_at IS NOT NULL)),
+    CONSTRAINT call_facts_error_check CHECK (error IS NULL OR state = 'parked')
 );
 
 CREATE INDEX call_facts_of_session ON call_facts (provider, call_session, position);
 CREATE INDEX call_facts_due ON call_facts (due_at) WHERE state = 'waiting';
 CREATE INDEX call_facts_parked ON call_facts (provider, call_id) WHERE state = 'parked';
+CREATE INDEX call_facts_failed ON call_facts (provider, call_session, position)
+    WHERE error IS NOT NULL;
 -- For deletion by age, and for replays.
 CREATE INDEX call_facts_by_age ON call_facts (received_at);
 
