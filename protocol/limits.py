@@ -157,6 +157,13 @@ BURN_LINES_EXACT_MAX: Final = 8
 """Most sessions of one account whose sum a projection computes exactly at every instant."""
 BURN_SUM_KEPT_MS: Final = 100
 """With more sessions, how long one sum serves the ticks of all of them."""
+FILTER_CHARACTERS_MAX: Final = 1_024
+"""Longest filter of live sessions."""
+FILTER_WORDS_MAX: Final = 16
+FILTER_VALUES_MAX: Final = 64
+"""Most values of one word of a filter."""
+FILTER_TOKEN_SHOWN_MAX: Final = 64
+"""Longest part of a bad filter that its error repeats."""
 
 # --- Relations -----------------------------------------------------------------------
 

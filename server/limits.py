@@ -167,8 +167,6 @@ WORKER_PROVEN_MS: Final = 30_000
 """Age at which a process is proven: the doubling of the delay starts again from MIN."""
 ENGINE_HEALTH_KEPT_MS: Final = 1_000
 """Age up to which `/readyz` and `/metrics` share one check of Redis and Postgres."""
-SESSIONS_COUNTED_PER_TURN: Final = 512
-"""Sessions that a scrape counts before other work has its turn: a fifth of a millisecond."""
 SCRAPES_MAX: Final = 16
 """Simultaneous requests on the port for health and metrics."""
 METRICS_PORT_RETRY_S: Final = 0.2

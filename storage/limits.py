@@ -72,6 +72,10 @@ the session back, or has stopped it for lack of a grant."""
 START_MS_MAX: Final = 3_600_000
 """The longest time of a start after it has read the session's preparation. Redis keeps note of a
 preparation made meanwhile for this time."""
+SAMPLES_KEPT: Final = 3_600
+"""Samples of the summary, one for each second (PROTOCOL section 4)."""
+WATCHED_MS: Final = 5_000
+"""How long the interest in rows of live sessions lasts without being renewed."""
 ENDED_SESSION_KEPT_MS: Final = 3_600_000
 """How long a session's hash stays in Redis after Postgres is known to have the session's end. A
 late join thus gets `session_ended` and the receipt. Before that, the hash stays a day."""

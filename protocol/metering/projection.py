@@ -54,6 +54,10 @@ class BurnLine(msgspec.Struct, frozen=True):
         """Micro-credits burnt in a real minute of paid time."""
         return self.price_micros * self.speed if self.running else 0
 
+    def burn_at(self, now_ms: int) -> int:
+        """Micro-credits burnt in a minute at ``now_ms``: 0 while time is free."""
+        return self.burn_micros if self.elapsed_at(now_ms) >= self.free_ms else 0
+
     @property
     def paid_from(self) -> int:
         """The instant from which running time is paid, times ``burn_micros``.
@@ -256,6 +260,10 @@ class AccountProjection:
     def credits_micros(self, now_ms: int) -> int:
         """Returns the balance at ``now_ms``, after the burn of all sessions."""
         return self.gross_micros - self.cost_micros(now_ms)
+
+    def burn_at(self, now_ms: int) -> int:
+        """Micro-credits that live sessions burn in a minute at ``now_ms``."""
+        return sum(line.burn_at(now_ms) for line in self.lines.values())
 
     def beginning_beside(self, session_id: str) -> int:
         """Micro-credits that the other sessions about to begin here may be granted."""

@@ -164,11 +164,6 @@ async def read_account(request: Request) -> Response:
     process, account = reader_of(request)
     view = await view_as_due(process, account)
     projection, now_ms = view.projection, process.clock.now()
-    burn_micros = sum(
-        line.burn_micros
-        for line in projection.lines.values()
-        if line.elapsed_at(now_ms) >= line.free_ms
-    )
     dry_at = projection.dry_at()
     return answer(
         AccountAnswer(
@@ -177,7 +172,7 @@ async def read_account(request: Request) -> Response:
             due=format_credits(view.due_micros) if view.due_micros else UNSET,
             held=format_credits(view.held_micros),
             reserved=format_credits(projection.reserved_micros),
-            credits_per_minute=format_credits(burn_micros),
+            credits_per_minute=format_credits(projection.burn_at(now_ms)),
             ends_at=None if dry_at is None else max(now_ms, dry_at),
             sessions=len(projection.lines),
             server_time_at=now_ms,

@@ -30,6 +30,7 @@ from server.api import (
     health,
     heartbeats,
     holds,
+    live_sessions,
     operator_sessions,
     operators_log,
     organizations,
@@ -56,6 +57,7 @@ from server.http.middleware import RequestObserver
 from server.http.problems import Problem
 from server.http.requests import bearer_of
 from server.http.routes import gated
+from server.ops.feed import Feed
 from server.ops.log import OperatorsLog
 from server.ops.sign_in import SignIn
 from server.process import Process
@@ -234,15 +236,37 @@ def create_app(process: Process, routes: list[BaseRoute] | None = None) -> Starl
         await process.start()
         forgetting = asyncio.create_task(forget_old_keys(process.records, process.clock))
         app.state.calls.start()
+        await app.state.feed.start()
         try:
             yield
         finally:
+            await app.state.feed.stop()
             await app.state.calls.stop()
             await end([forgetting])
             providers.close()
             await process.stop()
 
-    all_routes: list[BaseRoute] = [
+    app = Application(
+        routes=gated(_routes(process, routes or [])),
+        lifespan=lifespan,
+        exception_handlers={HTTPException: failed},
+        middleware=_middleware(process),
+    )
+    # A redirect would lead to the host that the request named, and to plain http.
+    app.router.redirect_slashes = False
+    app.state.process = process
+    _add_operators(app, process)
+    description.build(app)
+    app.state.heartbeats = Heartbeats(process)
+    app.state.streams = Streams(process)
+    process.at_drain.append(app.state.heartbeats.drain)
+    _add_usage(app, process, providers)
+    return app
+
+
+def _routes(process: Process, more: list[BaseRoute]) -> list[BaseRoute]:
+    """Every route; those of the page come last."""
+    routes: list[BaseRoute] = [
         *health.ROUTES,
         *description.ROUTES,
         *session_list.ROUTES,
@@ -267,28 +291,19 @@ def create_app(process: Process, routes: list[BaseRoute] | None = None) -> Starl
         *call_reports.ROUTES,
         *operator_sessions.ROUTES,
         *operators_log.ROUTES,
-        *(routes or []),
+        *live_sessions.ROUTES,
+        *more,
     ]
     if process.settings.is_development:
-        all_routes += demo.ROUTES
-    all_routes += pages.ROUTES
-    app = Application(
-        routes=gated(all_routes),
-        lifespan=lifespan,
-        exception_handlers={HTTPException: failed},
-        middleware=_middleware(process),
-    )
-    # A redirect would lead to the host that the request named, and to plain http.
-    app.router.redirect_slashes = False
-    app.state.process = process
+        routes += demo.ROUTES
+    return [*routes, *pages.ROUTES]
+
+
+def _add_operators(app: Starlette, process: Process) -> None:
+    """Adds what operators need: their sessions, their log, and the feed."""
     app.state.sign_in = SignIn(process)
     app.state.operators_log = OperatorsLog(app.state.sign_in.records, process.wall_ms)
-    description.build(app)
-    app.state.heartbeats = Heartbeats(process)
-    app.state.streams = Streams(process)
-    process.at_drain.append(app.state.heartbeats.drain)
-    _add_usage(app, process, providers)
-    return app
+    app.state.feed = Feed(process)
 
 
 def _add_usage(app: Starlette, process: Process, providers: CallProviders) -> None:

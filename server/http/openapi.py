@@ -54,6 +54,8 @@ class ProblemDocument(msgspec.Struct, frozen=True):
     credits: Annotated[str, describe("The credits that are there.")] | UnsetType = UNSET
     amount: Annotated[str, describe("The credits that are held.")] | UnsetType = UNSET
     state: Annotated[str, describe("The state of the hold.")] | UnsetType = UNSET
+    token: Annotated[str, describe("The part of a filter that is wrong.")] | UnsetType = UNSET
+    at: Annotated[int, describe("Its first character's index in the filter.")] | UnsetType = UNSET
 
 
 ID_SCHEMA: dict[str, Any] = {

@@ -6,7 +6,6 @@ share its result.
 """
 
 import asyncio
-from collections import Counter
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
@@ -84,20 +83,14 @@ class EngineHealth:
         metrics.flush_lag.set(oldest_ms / 1000)
         metrics.tally.postgres_retries = process.records.retries
         metrics.tally.unflushed_dropped = process.registry.unflushed.dropped
-        await self._count_sessions()
+        self._count_sessions()
         self._last = EngineReadings(redis_up, postgres_up, entries, oldest_ms)
         self._looked_at = self.now_s()
         return self._last
 
-    async def _count_sessions(self) -> None:
-        """Sets the gauges of sessions; other work has its turn meanwhile."""
+    def _count_sessions(self) -> None:
         registry, metrics = self.process.registry, self.process.metrics
-        counts: Counter[tuple[str, str]] = Counter()
-        for number, local in enumerate(registry, 1):
-            counts[local.meter.phase.value, local.meter.session.identity.kind] += 1
-            if number % server_limits.SESSIONS_COUNTED_PER_TURN == 0:
-                await asyncio.sleep(0)
         metrics.sessions.clear()
-        for (state, kind), count in counts.items():
+        for (kind, state), count in registry.counts.by_kind.items():
             metrics.sessions.labels(state, kind).set(count)
         metrics.claims_waiting.set(registry.pipeline.waiting)

@@ -36,11 +36,23 @@ class StallDetector:
         self._woke = woke
         self._awake_at = self._beaten_at = clock.now()
         self._timer: asyncio.TimerHandle | None = None
+        self._due_at = 0.0
+        self._lag_s = 0.0
 
     def start(self) -> None:
         """Begins to take notes, on the running event loop."""
         self._awake_at = self._beaten_at = self._clock.now()
-        self._timer = asyncio.get_running_loop().call_later(server_limits.STALL_LOOK_S, self._run)
+        self._arm()
+
+    def take_lag_ms(self) -> int:
+        """The event loop's greatest lateness since the last call, in ms."""
+        lag_ms, self._lag_s = round(self._lag_s * 1000), 0.0
+        return lag_ms
+
+    def _arm(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._due_at = loop.time() + server_limits.STALL_LOOK_S
+        self._timer = loop.call_at(self._due_at, self._run)
 
     def stop(self) -> None:
         """Stops taking notes: from now on every message proves the present."""
@@ -72,5 +84,6 @@ class StallDetector:
             self._resumed()
 
     def _run(self) -> None:
-        self._timer = asyncio.get_running_loop().call_later(server_limits.STALL_LOOK_S, self._run)
+        self._lag_s = max(self._lag_s, asyncio.get_running_loop().time() - self._due_at)
+        self._arm()
         self.beat()

@@ -105,6 +105,7 @@ class SessionRegistry(SessionTable):
                     local.service.ask_the_others(asked_at, has_others=has_others)
                 # Messages of this moment go to the others; this socket gets a snapshot instead.
                 local.drain()
+                self.counts.rejoined += 1
             self._subscribe(local, subscriber, tick_ms)
             if self.node in found.joining:
                 confirm = functools.partial(self.live.confirm_join, tenant, session_id)
@@ -251,6 +252,7 @@ class SessionRegistry(SessionTable):
             except BaseException:
                 self.leave(local)
                 raise
+            self.counts.started += 1
             local.meter.start(self.clock.now(), pending, basis, since)
             local.drain()
             return local

@@ -34,6 +34,7 @@ from server.runtime.turns import Turns
 from server.runtime.waiting import Locks
 from server.sessions.holder_looks import HolderLooks
 from server.sessions.local_session import LocalSession
+from server.sessions.session_counts import SessionCounts
 from server.sessions.step_pipeline import StepPipeline, retry_after_ms
 from server.sessions.unflushed import UnflushedEntries
 from storage.redis.encoding import burn_line_at
@@ -71,6 +72,10 @@ class SessionTable:
         self._unheard = itertools.count()
         self.local_sessions: dict[str, LocalSession] = {}
         self._by_tenant: dict[str, dict[str, LocalSession]] = {}
+        self.counts = SessionCounts(clock)
+        self.touched: Callable[[LocalSession], None] = lambda _: None
+        """Called after anything that may have changed what a session shows, and when it is cleared.
+        """
         self.look_at_holders = HolderLooks(self).ask
         self.months = SharedMonths()
         self.tenants = Tenants(live, loader, self.accounts)
@@ -95,6 +100,8 @@ class SessionTable:
         event that waits for its turn, or a grace that this process looks after.
         """
         standing = local.meter.session.standing
+        self.counts.update(local)
+        self.touched(local)
         is_taken = local.subscribers or local.pending_joins or local.meter.sockets
         idle = not is_taken and not local.meter.is_busy
         if idle and standing.grace_until is None:
@@ -118,6 +125,8 @@ class SessionTable:
         for subscriber in local.subscribers:
             isolated("member", subscriber.left, local, session=local.key)
         local.close()
+        self.counts.remove(local)
+        self.touched(local)
         if session.standing.phase is Phase.ENDED:
             reason = session.standing.reason or ""
             self.metrics.sessions_ended.labels(reason).inc()

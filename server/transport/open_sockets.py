@@ -47,7 +47,10 @@ class Sockets:
     def __init__(self, metrics: Metrics) -> None:
         self.metrics = metrics
         self.connections: set[OpenSocket] = set()
-        self._open: Counter[Carrier] = Counter()
+        self.open: Counter[Carrier] = Counter()
+        """Open sockets by what carries their messages."""
+        self.closed: Counter[str] = Counter()
+        """Sockets closed so far, by close code."""
         self._none = asyncio.Event()
         self._none.set()
         self._by_user: Counter[str] = Counter()
@@ -74,9 +77,9 @@ class Sockets:
         """Adds an accepted socket."""
         self.connections.add(connection)
         self._none.clear()
-        self._open[connection.carrier] += 1
+        self.open[connection.carrier] += 1
         opened = self.metrics.of_carrier[connection.carrier]
-        opened.open.set(self._open[connection.carrier])
+        opened.open.set(self.open[connection.carrier])
         opened.opened.inc()
 
     def remove(self, connection: OpenSocket, code: int) -> None:
@@ -85,10 +88,11 @@ class Sockets:
         if not self.connections:
             self._none.set()
         carrier = connection.carrier
-        self._open[carrier] -= 1
-        self.metrics.of_carrier[carrier].open.set(self._open[carrier])
+        self.open[carrier] -= 1
+        self.metrics.of_carrier[carrier].open.set(self.open[carrier])
         # A peer may close with any code, and each would be a time series of its own.
         known = str(code) if code < PRIVATE_CODES or code in _CLOSE_CODES else "other"
+        self.closed[known] += 1
         self.metrics.of_carrier[carrier].closed.labels(known).inc()
 
     async def gone(self) -> None:

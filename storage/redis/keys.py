@@ -18,6 +18,17 @@ CHANNELS = "{nodes}:channels"
 LOOK_CHANNEL = "{nodes}:look"
 """The channel on which a starting process asks the living ones for a heartbeat."""
 
+FIGURES = "{nodes}:figures"
+"""The newest figures of each process, for the summary of all."""
+SAMPLES = "{nodes}:samples"
+"""The sums of all processes' figures, one for each second of the last hour, newest first."""
+WATCHED = "{nodes}:watched"
+"""Exists while a process wants the rows of live sessions."""
+WATCH_CHANNEL = "{nodes}:watch"
+"""The channel on which a process asks the others for all their rows."""
+ROWS_CHANNEL = "{nodes}:rows"
+"""The channel of rows of live sessions, for processes that show them."""
+
 
 def epoch_key(partition: int) -> str:
     """A value that changes when the partition has lost data."""

@@ -132,6 +132,10 @@ EXAMPLES = {
     "POST /v1/ops/logout": Example("/v1/ops/logout", ("org:read", *READERS), status=204),
     "GET /v1/ops/log": Example("/v1/ops/log", READERS),
     "GET /v1/ops/log.csv": Example("/v1/ops/log.csv", READERS),
+    "GET /v1/ops/sessions": Example("/v1/ops/sessions?q=user:ann", READERS),
+    "GET /v1/ops/sessions.csv": Example("/v1/ops/sessions.csv?q=user:ann", READERS),
+    "GET /v1/ops/summary": Example("/v1/ops/summary", READERS),
+    "GET /v1/ops/nodes": Example("/v1/ops/nodes", READERS),
     # For providers alone, who sign their events; none is set up here.
     "POST /api/webhooks/stream-call-events": Example(
         "/api/webhooks/stream-call-events", body={"type": "call.ended"}, status=404

@@ -42,6 +42,8 @@ UNSPEAKABLE = {
     "GET /api/study-sessions/daily-hours": "a day is one of the calendar",
     "GET /v1/calls": "a cursor is one that a page gave",
     "GET /v1/ops/log": "a cursor is one that a page gave",
+    "GET /v1/ops/sessions": "a filter is one of the grammar",
+    "GET /v1/ops/sessions.csv": "a filter is one of the grammar",
     "GET /v1/calls/{id}": "a provider is named where several have the call",
     "PUT /v1/calls/{id}": "a provider is named, and a payer is of the participants' organisation",
     "PUT /v1/orgs/{id}": "zones and tiers are those that the server knows",
