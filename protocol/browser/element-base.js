@@ -91,9 +91,9 @@ export class TaximeterElement extends Base {
 
   #meter = null;
   #ends = []; // what ends our subscriptions: to the meter, and to the session
-  #held = null;
+  #held;
   #session = null;
-  #frame = null;
+  #frame;
   #wasLive = false;
   #asOf = null; // when figures were live for the last time
   #note;
@@ -158,14 +158,17 @@ export class TaximeterElement extends Base {
     for (const end of this.#ends) end?.();
     this.#ends = [];
     cancelAnimationFrame(this.#frame);
-    this.#frame = null;
     const { meter } = this;
     if (this.isConnected && this.shadowRoot) {
       const sessionId = this.getAttribute('session');
       const kind = this.getAttribute('kind');
       if (meter && kind && sessionId && meter.state !== 'closed') {
         const counterpartId = this.getAttribute('counterpart') ?? undefined;
-        this.#held = meter.retain({ kind, sessionId, counterpartId });
+        const known = meter.find(sessionId);
+        // An element that shows a failure must not start the session again: it would never end.
+        this.#held = known?._isHeld
+          ? known.retain()
+          : meter.retain({ kind, sessionId, counterpartId });
       }
       if (meter) this.#ends[0] = meter.subscribe(() => this.#look());
       this.#look();
@@ -196,7 +199,7 @@ export class TaximeterElement extends Base {
   _plan() {
     cancelAnimationFrame(this.#frame);
     const isRunning = this.isConnected && this._render();
-    this.#frame = isRunning ? requestAnimationFrame(() => this._plan()) : null;
+    this.#frame = isRunning && requestAnimationFrame(() => this._plan());
   }
 
   /** @internal Says "as of" beside figures that are live no more. */

@@ -145,12 +145,14 @@ function isSame(a, b) {
  * new objects in each render, start nothing.
  */
 export function useSession({ kind, id, enabled = true, initial, ...terms }, select = itself) {
-  const { meter, login, initial: given } = useTaximeter();
+  const { meter, initial: given } = useTaximeter();
   const latest = useLatest(terms);
-  const isOn = Boolean(enabled && login && id);
+  // The app may have changed the meter's user: then the session is another one.
+  const user = useSyncExternalStore(meter.subscribe, () => meter._login, noop);
+  const isOn = Boolean(enabled && id && meter._options.token);
   const subscribe = useCallback(
     (listener) => {
-      if (!isOn || meter.state === 'closed') return noop;
+      if (meter.state === 'closed' || !isOn) return noop;
       const held = meter.find(id);
       // A component that shows a failure must not start the session again: it would never end.
       const session = held?._isHeld
@@ -162,7 +164,7 @@ export function useSession({ kind, id, enabled = true, initial, ...terms }, sele
         session.release();
       };
     },
-    [meter, isOn, login, kind, id, latest],
+    [meter, isOn, kind, id, latest, user],
   );
   const first = initial ?? given?.sessions?.[id] ?? OFF;
   const [read, readFirst] = useMemo(() => {

@@ -33,6 +33,8 @@ export function createStudy(meter, callId) {
   let unfollow = () => {};
   let timer;
   let era = meter._era; // of its user
+  let token; // of that user, who may have gone when the study ends
+  let last = Promise.resolve(); // what was said last
   let unwatch;
 
   const elapsedMs = () => {
@@ -85,8 +87,13 @@ export function createStudy(meter, callId) {
 
   /** Forgets the last user. */
   const checkUser = () => {
-    if (era === meter._era) return;
+    if (era === meter._era) {
+      token = meter._lastToken ?? token;
+      return;
+    }
+    if (isWanted) endNow();
     era = meter._era;
+    token = null;
     stop();
     follow(null);
     day = NO_DAY;
@@ -100,7 +107,20 @@ export function createStudy(meter, callId) {
     body: JSON.stringify({ callId, action }),
     keepalive: true, // the page may be leaving
   });
-  const post = (action) => askAs(meter, () => PATH, {}, saying(action));
+  /** Says it after what was said before: an end must not overtake its start. */
+  const post = (action) => {
+    const said = last.then(() => askAs(meter, () => PATH, {}, saying(action)));
+    last = said.catch(() => {});
+    return said;
+  };
+  /** Ends the study of a user who goes, or of a page that goes. */
+  const endNow = () => {
+    if (token) fetchAs(meter, PATH, saying('end'), token).catch(() => {});
+  };
+  /** Shows an error, unless it says that the user has gone. */
+  const fail = (error) => {
+    if (error.code !== 'closed') show(error);
+  };
 
   const readDay = async () => {
     if (!isLoggedIn()) return;
@@ -112,7 +132,7 @@ export function createStudy(meter, callId) {
       isNew = !day.elapsedMs;
       show(view.error);
     } catch (error) {
-      show(error);
+      fail(error);
     }
   };
 
@@ -128,7 +148,7 @@ export function createStudy(meter, callId) {
       show(null);
       if (sessionId) waitMs = clock === 'page' ? REPEAT_MS : 0;
     } catch (error) {
-      show(error);
+      fail(error);
       if (!error.retryable) isWanted = false;
     }
     clearTimeout(timer); // of another attempt at the same time
@@ -149,7 +169,8 @@ export function createStudy(meter, callId) {
     try {
       ended = await post('end');
     } catch (error) {
-      if (error.code !== 'unknown_call') show(error); // the provider has said nothing at all
+      if (error.code === 'closed') endNow();
+      else if (error.code !== 'unknown_call') show(error); // the provider has said nothing at all
     }
     if (!isWanted) follow(null);
     await readDay();
@@ -161,7 +182,7 @@ export function createStudy(meter, callId) {
     if (!isWanted) return;
     stop();
     isPaused = true;
-    fetchAs(meter, PATH, saying('end')).catch(() => {}); // the meter must not connect now
+    endNow(); // the meter must not connect now
   };
   const comeBack = () => {
     if (isPaused) startTracking();

@@ -16,7 +16,7 @@ from tests.browser.element_fixtures import (
     usage,
 )
 from tests.browser.fixtures import chromium, mock_server
-from tests.browser.mock_server import stopped, tick, warning
+from tests.browser.mock_server import snapshot, stopped, tick, warning
 
 __all__ = ["chromium", "elements", "mock_server"]
 
@@ -285,3 +285,25 @@ async def test_usage_without_a_limit_is_text_without_a_bar(elements: ElementsPag
     await expect(elements.part("value").first).to_have_text("0 mins of 0 mins")
     await expect(elements.part("row").first).to_have_attribute("part", "row over")
     await expect(elements.part("row").last).to_be_hidden()
+
+
+async def test_an_element_for_a_failure_does_not_start_the_session_again(
+    elements: ElementsPage,
+) -> None:
+    """An app may show more where a session failed; and a new element after all are gone tries."""
+    await elements.put(CLOCK)
+    line = await elements.server.line()
+    await line.welcome()
+    start = await line.receive("start")
+    refusal = {"code": "limit_reached", "message": "No.", "retryable": False, "limit": "credits"}
+    await line.answer(start, type="error", **refusal)
+    await expect(elements.at("taximeter-clock")).to_have_attribute("data-status", "failed")
+    await elements.run(f"() => main.insertAdjacentHTML('beforeend', `{CLOCK}`)")
+    await elements.advance(0)
+    assert await elements.run("() => meter.find('session-1').getSnapshot().status") == "failed"
+    await elements.run("() => main.replaceChildren()")
+    await elements.advance(0)
+    await elements.put(CLOCK)
+    again = await line.receive("start")
+    await line.answer(again, **snapshot())
+    await expect(elements.at("taximeter-clock")).to_have_attribute("data-status", "running")

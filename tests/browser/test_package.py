@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.browser.node import PACKAGE, run_npm, run_tool
+from tests.test_docs import ROOT
 
 APP = """
 import { Taximeter, Unauthorized, type MeterView, type SessionView } from 'taximeter';
@@ -98,7 +99,7 @@ BUDGETS = {
     "react.js": 2 * 1024,
     "react-legacy.js": 2 * 1024,
     "elements.js": 5 * 1024,
-    "study.js": 1024 + 256,
+    "study.js": 1024 + 384,
     "records.js": 1024,
     "react-records.js": 1024,
     "fallback.js": 2 * 1024,
@@ -115,6 +116,45 @@ SHARED = ("errors.js", "line.js")
 
 def names_of(output: dict[str, Any]) -> set[str]:
     return {Path(path).name for path in output["inputs"]}
+
+
+def exports() -> dict[str, set[str]]:
+    """What each entry of the package exports."""
+    entries = json.loads((PACKAGE / "package.json").read_text())["exports"]
+    found = {}
+    for path, entry in entries.items():
+        if isinstance(entry, dict):
+            text = (PACKAGE / entry["types"]).read_text()
+            named = re.findall(
+                r"export (?:declare )?(?:async )?(?:function|const|class) (\w+)", text
+            )
+            listed = re.findall(r"export \{([^}]*)\}", text)
+            named += [
+                name.split()[-1] for part in listed for name in part.split(",") if name.strip()
+            ]
+            found["taximeter" + path.removeprefix(".")] = set(named)
+    return found
+
+
+def test_examples_of_the_guide_import_what_they_use() -> None:
+    """And what they import exists."""
+    guide = (ROOT / "docs" / "in-your-app.md").read_text()
+    known, used = exports(), 0
+    names = {name for entry, found in known.items() for name in found if "legacy" not in entry}
+    for block in re.findall(r"```(?:jsx?|tsx?|html|vue|svelte)\n(.*?)```", guide, re.DOTALL):
+        imported: set[str] = set()
+        for listed, path in re.findall(r"import \{([^}]*)\} from '([^']+)'", block):
+            module = path.replace("/client/", "taximeter/").removesuffix(".js")
+            entry = module.replace("taximeter/taximeter", "taximeter")
+            wanted = {name.strip() for name in listed.split(",")}
+            if entry.startswith("taximeter"):
+                assert wanted <= known[entry], (wanted, entry)
+            imported |= wanted
+            used += 1
+        defined = set(re.findall(r"(?:function|const|class) (\w+)", block))
+        called = set(re.findall(r"\b(\w+)(?=\()", block)) | set(re.findall(r"<(\w+)", block))
+        assert (called & names) <= imported | defined, block
+    assert used > 5
 
 
 @pytest.mark.parametrize("name", BUDGETS)

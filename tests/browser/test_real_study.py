@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 import pytest_asyncio
-from playwright.async_api import BrowserContext, Page, expect
+from playwright.async_api import BrowserContext, Page, Route, expect
 from pydantic import SecretStr
 
 from tests.browser.bundles import bundle
@@ -136,6 +136,14 @@ async def test_a_page_is_the_clock_where_no_provider_is(
     assert bill["reason"] == "call_ended"
 
 
+async def study_ends(server: TestServer) -> None:
+    """Waits until the server has heard of the study's end."""
+    calls = server.app.state.calls
+    async with asyncio.timeout(PATIENCE_S):
+        while (await calls.records.runs_of("default:abc", None, 1))[0].ended_at is None:
+            await calls.applier.idle()
+
+
 async def test_a_page_that_is_closed_ends_its_study(
     server: TestServer, context: BrowserContext
 ) -> None:
@@ -143,7 +151,59 @@ async def test_a_page_that_is_closed_ends_its_study(
     await show(page)
     await state_is(page, "Studying")
     await page.goto(f"{server.url}/client/store.js")
-    calls = server.app.state.calls
+    await study_ends(server)
+
+
+@pytest.mark.parametrize("who", ["null", "'TOKEN'"])
+async def test_a_user_who_logs_out_ends_the_study(
+    server: TestServer, context: BrowserContext, who: str
+) -> None:
+    """Also where another user logs in, who sees no error of it."""
+    page = await open_page(server, context, 19)
+    await show(page)
+    await state_is(page, "Studying")
+    await page.evaluate(f"() => meter.switchUser({who.replace('TOKEN', server.token('ben'))})")
+    await state_is(page, "Not in a call")
+    await study_ends(server)
+    if who != "null":
+        await page.wait_for_function("() => meter.getSnapshot().user_id === 'ben'")
+    await expect(page.get_by_role("alert")).to_have_count(0)
+
+
+async def test_a_provider_that_goes_with_its_meter_ends_the_study(
+    server: TestServer, context: BrowserContext
+) -> None:
+    page = await open_page(server, context, 19)
+    arguments = ["/v1/ws", server.token(), {"id": "abc"}, "joined"]
+    await page.evaluate("(given) => showOwn(...given)", arguments)
+    await state_is(page, "Studying")
+    await page.evaluate("() => hide()")
+    await study_ends(server)
+
+
+async def test_an_end_does_not_overtake_its_start(
+    server: TestServer, context: BrowserContext
+) -> None:
+    page, said, gate = await open_page(server, context, 19), list[str](), asyncio.Event()
+
+    async def late(route: Route) -> None:
+        body = route.request.post_data_json
+        said.append(body["action"])
+        if body["action"] == "start":
+            await gate.wait()
+        await route.continue_()
+
+    await page.route("**/stream-duration*", late)
+    await show(page)
+    await page.wait_for_function("() => meter.getSnapshot().user_id")
     async with asyncio.timeout(PATIENCE_S):
-        while (await calls.records.runs_of("default:abc", None, 1))[0].ended_at is None:
-            await calls.applier.idle()
+        while not said:
+            await page.evaluate("macrotask")
+    async with page.expect_response("**/stream-duration*"):
+        await page.get_by_role("button").click()
+        await page.evaluate("macrotask")
+        assert said == ["start"]
+        gate.set()
+    await page.wait_for_function("() => window.ended")
+    assert said == ["start", "end"]
+    await study_ends(server)

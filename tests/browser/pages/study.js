@@ -46,5 +46,10 @@ window.show = (meter, call, callingState) =>
     h(React.StrictMode, null,
       h(TaximeterProvider, { meter }, h(StudyRoom, { call, callingState }))),
   );
+/** Shows the room below a provider with a meter of its own. */
+window.showOwn = (url, token, call, callingState) =>
+  root.render(
+    h(TaximeterProvider, { url, token }, h(StudyRoom, { call, callingState })),
+  );
 window.hide = () => root.render(null);
 Object.assign(window, client);
