@@ -165,6 +165,8 @@ WORKER_RESTART_MS_MAX: Final = 10_000
 """Delay before a process that died is started again; it doubles from MIN to MAX."""
 WORKER_PROVEN_MS: Final = 30_000
 """Age at which a process is proven: the doubling of the delay starts again from MIN."""
+REPLAYED_ENDS_MAX: Final = 65_536
+"""Ends of sessions in outboxes that wait to be put back into Redis, at most, at one process."""
 ENGINE_HEALTH_KEPT_MS: Final = 1_000
 """Age up to which `/readyz` and `/metrics` share one check of Redis and Postgres."""
 SCRAPES_MAX: Final = 16

@@ -83,6 +83,8 @@ class Accounts:
         self.turns = turns
         self.listener: Listener = lambda *_: None
         """Gets each message of an account's channel, once the account's figures are up to date."""
+        self.looker: Callable[[Account], None] = lambda _: None
+        """Has the sessions of an account look at its figures."""
         self._accounts: dict[AccountKey, Account] = {}
         self._locks = Locks()
         self.channels = ChannelReader(live.redis)
@@ -152,11 +154,17 @@ class Accounts:
     def changed(
         self, account: Account, change: AccountChange, session_id: str | None, line: Any
     ) -> None:
-        """Applies a change that this process made itself."""
+        """Applies a change that this process made itself.
+
+        The account's other sessions here look at it in the next turn: its message may never come.
+        """
+        before = account.projection.version
         if not account.projection.apply(
             change.version, change.gross_micros, change.reserved_micros, session_id, line
         ):
             self._read_later(account)
+        elif account.projection.version > before:
+            asyncio.get_running_loop().call_soon(self.looker, account)
 
     def doubt(self, account: Account) -> None:
         """Reads an account again soon: Redis may have lost changes.
@@ -181,6 +189,7 @@ class Accounts:
             return
         if message.get("bumped"):
             gross, reserved, version = message["account"]
+            message["known"] = int(version) <= account.projection.version
             line = message.get("line")
             taken = account.projection.apply(
                 int(version),

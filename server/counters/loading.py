@@ -16,6 +16,7 @@ import datetime
 import functools
 import zoneinfo
 from collections.abc import Awaitable, Callable, Collection, Iterator
+from typing import Any
 
 from protocol.metering.quota import month_after
 from protocol.metering.session import Identity
@@ -85,18 +86,25 @@ class Loader:
         While the tenant's partition recovers from a loss in Redis, only requests that are
         ``asserting`` sessions are served.
         """
-        await self._refuse_early(tenant, asserting)
-        load = functools.partial(self._load_account, tenant, account_id, asserting)
+        replayed = await self._refuse_early(tenant, asserting)
+        load = functools.partial(self._load_account, tenant, account_id, asserting, replayed)
         await self._unless_warm(self.live.keys.account(tenant, account_id), asserting, load)
 
-    async def _load_account(self, tenant: str, account_id: str, asserting: bool) -> None:
+    async def _load_account(
+        self, tenant: str, account_id: str, asserting: bool, replayed: str | None
+    ) -> None:
         try:
             found = await self.records.load_account(tenant, account_id, self._ended_after())
             now_ms = self.clock.now()
             with self._completing():
                 _check(
                     await self.live.load_account(
-                        tenant, account_id, found, asserting=asserting, now_ms=now_ms
+                        tenant,
+                        account_id,
+                        found,
+                        asserting=asserting,
+                        now_ms=now_ms,
+                        replayed=replayed,
                     )
                 )
                 # Changes that were written meanwhile found no account in Redis to apply to.
@@ -138,16 +146,18 @@ class Loader:
 
     async def months(self, tenant: str, user_id: str, *, asserting: bool = False) -> None:
         """Loads the months' counters of a member and of the organisation."""
-        await self._refuse_early(tenant, asserting)
+        replayed = await self._refuse_early(tenant, asserting)
         keys = self.live.keys
         # The organisation's first: that load brings the member's months, too.
         for everybody in (True, False):
             key = keys.organization(tenant) if everybody else keys.member(tenant, user_id)
-            load = functools.partial(self._load_months, tenant, user_id, everybody, asserting)
+            load = functools.partial(
+                self._load_months, tenant, user_id, everybody, asserting, replayed
+            )
             await self._unless_warm(key, asserting, load)
 
     async def _load_months(
-        self, tenant: str, user_id: str, everybody: bool, asserting: bool
+        self, tenant: str, user_id: str, everybody: bool, asserting: bool, replayed: str | None
     ) -> None:
         """Loads a member's months, and with ``everybody`` the organisation's, too.
 
@@ -177,11 +187,12 @@ class Loader:
             if session.user_id == user_id:
                 member[f"i:{session.session_id}"] = session.minutes
         with self._completing():
+            how: dict[str, Any] = {"asserting": asserting, "replayed": replayed}
             name = keys.member(tenant, user_id)
-            _check(await self.live.load_month(tenant, name, member, asserting=asserting))
+            _check(await self.live.load_month(tenant, name, member, **how))
             if everybody:
                 name = keys.organization(tenant)
-                _check(await self.live.load_month(tenant, name, org, asserting=asserting))
+                _check(await self.live.load_month(tenant, name, org, **how))
             await self._catch_up(tenant, user_id, found, adjusted_after)
 
     async def _catch_up(
@@ -208,12 +219,12 @@ class Loader:
         self, identity: Identity, day: tuple[int, int] | None, *, asserting: bool = False
     ) -> None:
         """Loads what a user has used of a shared free allowance."""
-        await self._refuse_early(identity.tenant, asserting)
-        load = functools.partial(self._load_free_time, identity, day, asserting)
+        replayed = await self._refuse_early(identity.tenant, asserting)
+        load = functools.partial(self._load_free_time, identity, day, asserting, replayed)
         await self._unless_warm(self._free_key(identity), asserting, load)
 
     async def _load_free_time(
-        self, identity: Identity, day: tuple[int, int] | None, asserting: bool
+        self, identity: Identity, day: tuple[int, int] | None, asserting: bool, replayed: str | None
     ) -> None:
         try:
             found = await self.records.free_used(
@@ -229,7 +240,8 @@ class Loader:
         fields: dict[str, str | int] = {"used": found.used_ms}
         fields |= {f"i:{session.session_id}": session.free_ms for session in found.recorded}
         key = self._free_key(identity)
-        _check(await self.live.load_month(identity.tenant, key, fields, asserting=asserting))
+        how: dict[str, Any] = {"asserting": asserting, "replayed": replayed}
+        _check(await self.live.load_month(identity.tenant, key, fields, **how))
 
     def _free_key(self, identity: Identity) -> str:
         return self.live.keys.free(identity.tenant, identity.free_key or "")
@@ -273,14 +285,22 @@ class Loader:
         """
         return self.clock.now() - storage_limits.ACCOUNT_IDLE_MS
 
-    async def _refuse_early(self, tenant: str, asserting: bool) -> None:
+    async def _refuse_early(self, tenant: str, asserting: bool) -> str | None:
         """Raises ``ServiceError`` before Postgres is asked, if a load would fail anyway.
 
-        After a loss Postgres has enough to do for the requests that are asserting.
+        After a loss Postgres has enough to do for the requests that are asserting. Others load
+        nothing while records that were appended again wait, for the process that appended them may
+        be dead; who asserts puts back such ends too (``recovery.replayed_ends``). Returns the
+        newest such record that what is read will contain; None: it need not.
         """
         if not asserting:
             _check(not await self.live.is_recovering(tenant))
-        await self.refuse_behind(tenant)
+        waiting = await self.live.waiting(tenant)
+        self._check_not_behind(waiting.oldest, storage_limits.ACCOUNT_IDLE_MS)
+        if asserting:
+            return None
+        _check(not waiting.is_replaying)
+        return waiting.replayed
 
     async def refuse_behind(
         self, tenant: str, kept_ms: int = storage_limits.ACCOUNT_IDLE_MS
@@ -293,10 +313,13 @@ class Loader:
         The record's age counts from when it was appended, not from the time that the record is
         about: a session that ends while it is paused has stood still since long before.
         """
-        epoch, oldest = await self.live.oldest_record(tenant)
+        waiting = await self.live.waiting(tenant)
+        self._check_not_behind(waiting.oldest, kept_ms)
+        return waiting.epoch
+
+    def _check_not_behind(self, oldest: Oldest | None, kept_ms: int) -> None:
         if self._is_behind(oldest, kept_ms):
             raise ServiceError("the record is too far behind to load from")
-        return epoch
 
     async def behind(self, kept_ms: int) -> set[int]:
         """The partitions in which ``refuse_behind`` would raise.
@@ -309,11 +332,11 @@ class Loader:
         # A few at a time, so that other work has its turn between the replies.
         for first in range(0, len(every), storage_limits.OUTBOXES_PER_PIPELINE):
             asked = every[first : first + storage_limits.OUTBOXES_PER_PIPELINE]
-            answers = await asyncio.gather(*map(self.live.oldest_in, asked))
+            answers = await asyncio.gather(*map(self.live.waiting_in, asked))
             found.update(
                 partition
-                for partition, (_, oldest) in zip(asked, answers, strict=True)
-                if self._is_behind(oldest, kept_ms)
+                for partition, waiting in zip(asked, answers, strict=True)
+                if self._is_behind(waiting.oldest, kept_ms)
             )
         return found
 

@@ -6,7 +6,7 @@ begun another history of writes, because it was started anew or a replica took o
 may have cost nothing. Then, partition by partition,
 
 1. every session that is served here is asserted (``storage/redis/lua/assert.lua``), and every
-   session that ended here and whose end Postgres may lack;
+   session that ended here, or whose end waits in the outbox again, and that Postgres may lack;
 2. the records that Postgres may lack are written to Postgres, or, if Postgres does not answer
    either, appended to the outbox again;
 3. minutes that dead processes appended are made again (``recovery.missing_minutes``);
@@ -33,6 +33,7 @@ from server.counters.loading import Loader
 from server.recovery.lost_sessions import LostSessions
 from server.recovery.missing_minutes import MissingMinutes
 from server.recovery.record_catch_up import RecordCatchUp
+from server.recovery.replayed_ends import ReplayedEnds
 from server.runtime.clock import Clock
 from server.sessions.local_session import LocalSession
 from server.sessions.registry import SessionRegistry
@@ -87,6 +88,8 @@ class Recovery:
         self._retries = Retries()
         """Partitions whose recovery failed."""
         self._record_catch_up = RecordCatchUp(self.restoring, records, loader)
+        ends = ReplayedEnds(self.restoring, self._assert_ended, self.unflushed.end_of)
+        self._replayed_ends = ends
         self._missing_minutes = MissingMinutes(records, registry.tenants)
         self._lost_sessions = LostSessions(self.restoring, records, loader, self._assert_ended)
         self._lost_sessions_at = clock.now() + storage_limits.LOST_SESSIONS_AFTER_MS
@@ -241,8 +244,10 @@ class Recovery:
             for partition in partitions:
                 if self._epochs.get(partition, b"") is None:
                     await self.restoring.begin_lost_epochs(partition)
+            await self._replayed_ends.find(partitions | new)
             # First what other processes wait for, then the rest.
             unasserted = await self._assert_all(partitions | new)
+            unasserted |= await self._replayed_ends.put_back()
             for partition in sorted((partitions | new) - self._written_down):
                 await self._write_down(partition)
                 self._written_down.add(partition)
@@ -368,10 +373,8 @@ class Recovery:
         Its step was answered ``gone``, or Redis has it running although it ended here. Raises
         ``LiveError`` or ``ServiceError`` if that cannot be done now.
         """
-        ended, local = (
-            self.unflushed.end_of(session.key),
-            self.registry.local_sessions.get(session.key),
-        )
+        ended = self.unflushed.end_of(session.key)
+        local = self.registry.local_sessions.get(session.key)
         if ended is None and local is None:
             raise ServiceError("the session store has lost the session")
         partition = self.registry.live.keys.partition(session.identity.tenant)

@@ -36,6 +36,8 @@ class ChannelEvents:
 
     def __init__(self, registry: SessionTable) -> None:
         self.registry = registry
+        registry.accounts.listener = self.received
+        registry.accounts.looker = self.changed_here
         self._limits_due: set[tuple[str, LimitEvent, str | None]] = set()
         """Changes of limits whose refresh has not begun."""
         self._limits_told: set[tuple[str, LimitEvent, str | None]] = set()
@@ -61,14 +63,16 @@ class ChannelEvents:
             account.projection.yields_until = until
         # A recall frees nothing yet. Only a change of the account is worth a claim.
         is_change = bool(message.get("bumped") or not message.keys() & {"recall", "stop"})
+        is_freeing = is_change and may_free(message)
+        is_news = is_freeing or not message.get("known")
         before = account.event_counts
         account.event_counts = EventCounts(
-            changes=before.changes + is_change,
-            frees=before.frees + (is_change and may_free(message)),
+            changes=before.changes + (is_change and is_news),
+            frees=before.frees + is_freeing,
             recalls=before.recalls + bool(message.get("recall")),
             breaks=before.breaks + (not message or "reload" in message),
         )
-        if account.local_sessions and not account.is_looked_at:
+        if account.event_counts != before:
             self._look_soon(account)
         if account.listeners:
             self.registry.turns.run((account, "listeners"), self._tell_listeners(account, message))
@@ -108,7 +112,7 @@ class ChannelEvents:
             if told is not None and len(account.local_sessions) > server_limits.UNITS_PER_TURN:
                 # Hundreds of changes arrive together: continue when most of them are there.
                 at = self.registry.clock.now() + server_limits.ACCOUNT_LOOK_PAUSE_MS
-                self.registry.timers.deadline(at, lambda _: self._look_soon(account), account)
+                self.registry.timers.deadline(at, lambda _: self._look_again(account), account)
                 return
             told = account.event_counts
             local_sessions: list[LocalSession] = list(account.local_sessions.values())
@@ -123,7 +127,17 @@ class ChannelEvents:
                 yield
         account.is_looked_at = False
 
+    def changed_here(self, account: Account) -> None:
+        """Has an account's sessions look at a change of this process."""
+        counts = account.event_counts
+        account.event_counts = counts._replace(changes=counts.changes + 1)
+        self._look_soon(account)
+
     def _look_soon(self, account: Account) -> None:
+        if account.local_sessions and not account.is_looked_at:
+            self._look_again(account)
+
+    def _look_again(self, account: Account) -> None:
         account.is_looked_at = True
         self.registry.turns.run(account, self._look_at_all(account))
 

@@ -51,7 +51,6 @@ class SessionRegistry(SessionTable):
     ) -> None:
         super().__init__(live, loader, clock, timers, metrics, uncovered_ms)
         self.channel_events = ChannelEvents(self)
-        self.accounts.listener = self.channel_events.received
         self.tenants.listeners.append(self.channel_events.limits_changed)
 
     # --- Joining and leaving ---------------------------------------------------------

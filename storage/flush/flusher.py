@@ -24,7 +24,7 @@ from redis.exceptions import RedisError, ResponseError
 
 from storage import limits as storage_limits
 from storage.faults import TRANSIENT, EntryWriter, Faults, Writes
-from storage.redis.keys import epoch_key, outbox_key, rejected_key
+from storage.redis.keys import epoch_key, outbox_key, rejected_key, replayed_key
 from storage.redis.outbox import (
     GROUP,
     Backlog,
@@ -327,7 +327,8 @@ class Flusher:
                 pipeline.xlen(key)
                 pipeline.xlen(rejected_key(partition))
                 waiting, refused = await pipeline.execute()
-            _, *oldest = await self._oldest.run([key, epoch_key(partition)], [])
+            names = [key, epoch_key(partition), replayed_key(partition)]
+            _, _, _, *oldest = await self._oldest.run(names, [])
             entries, rejected = entries + waiting, rejected + refused
             oldest_ms = max(oldest_ms, int(oldest[0]) if oldest else 0)
         return Backlog(entries, oldest_ms, rejected)

@@ -53,6 +53,11 @@ def rejected_key(partition: int) -> str:
     return f"{{p{partition}}}:rejected"
 
 
+def replayed_key(partition: int) -> str:
+    """The newest record that was appended to the outbox again."""
+    return f"{{p{partition}}}:replayed"
+
+
 class Keys:
     """The keys of one deployment, whose number of partitions never changes."""
 
@@ -143,6 +148,10 @@ class Keys:
     def unsettled(self, partition: int) -> str:
         """Exists after a loss while processes may put back sessions."""
         return f"{{p{partition}}}:unsettled"
+
+    def replayed(self, partition: int) -> str:
+        """The newest record that was appended to the outbox again."""
+        return replayed_key(partition)
 
     def live(self, partition: int) -> str:
         """A partition's live sessions."""

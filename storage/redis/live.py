@@ -48,6 +48,7 @@ __all__ = [
     "Oldest",
     "Script",
     "StepOutcome",
+    "Waiting",
     "connect",
 ]
 
@@ -83,6 +84,19 @@ class Oldest(NamedTuple):
     """The instant of the step that appended it, in cluster time."""
     age_ms: int
     """The time since it was appended, by Redis's own clock, which also expires keys."""
+
+
+class Waiting(NamedTuple):
+    """What waits for Postgres in a partition."""
+
+    epoch: str
+    """The partition's epoch, which changes with each loss."""
+    oldest: Oldest | None
+    """The outbox's oldest record; None: the outbox is empty."""
+    replayed: str
+    """The newest record that was appended again after a loss; empty: none lately."""
+    is_replaying: bool
+    """Records that were appended again are still in the outbox."""
 
 
 class Live(LiveCounters, LiveProcesses):
@@ -287,23 +301,21 @@ class Live(LiveCounters, LiveProcesses):
 
     # --- Outboxes ------------------------------------------------------------------
 
-    async def oldest_record(self, tenant: str) -> tuple[str, Oldest | None]:
-        """Returns the epoch of the tenant's partition, and its outbox's oldest record.
+    async def waiting(self, tenant: str) -> Waiting:
+        """Returns what waits in the outbox of a tenant's partition."""
+        return await self.waiting_in(self.keys.partition(tenant))
 
-        None: the outbox is empty.
-        """
-        return await self.oldest_in(self.keys.partition(tenant))
-
-    async def oldest_in(self, partition: int) -> tuple[str, Oldest | None]:
-        """As ``oldest_record``, for a partition by its number."""
+    async def waiting_in(self, partition: int) -> Waiting:
+        """As ``waiting``, for a partition by its number."""
         keys = [self.keys.outbox(partition), self.keys.epoch(partition)]
-        epoch, *answer = await self._oldest(keys, [])
-        if not answer:
-            return epoch.decode(), None
-        age_ms, entry_id, fields = answer
-        pairs = dict(zip(fields[::2], fields[1::2], strict=True))
-        oldest = Oldest(made_at(entry_id, pairs), int(age_ms))
-        return epoch.decode(), oldest
+        answer = await self._oldest([*keys, self.keys.replayed(partition)], [])
+        epoch, replayed, waits, *entry = answer
+        oldest = None
+        if entry:
+            age_ms, entry_id, fields = entry
+            pairs = dict(zip(fields[::2], fields[1::2], strict=True))
+            oldest = Oldest(made_at(entry_id, pairs), int(age_ms))
+        return Waiting(epoch.decode(), oldest, replayed.decode(), bool(waits))
 
     async def outbox(self) -> tuple[int, int | None]:
         """Returns the number and oldest instant of all outboxes' entries.

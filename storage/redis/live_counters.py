@@ -18,6 +18,9 @@ from storage.redis.scripts import Script
 from storage.redis.timed_scripts import TimedScript
 from storage.rows.accounts import AccountRecord
 
+ANY = "any"
+"""Stands for every record that was appended again."""
+
 
 class LiveCounters(LiveClient):
     """The counters, read, loaded and changed by atomic steps."""
@@ -78,12 +81,16 @@ class LiveCounters(LiveClient):
         *,
         asserting: bool = False,
         now_ms: int = 0,
+        replayed: str | None = None,
     ) -> bool:
         """Puts a cold account into Redis.
 
         False: its partition recovers from a loss.
 
         During recovery, only a process that is ``asserting`` sessions loads anything.
+
+        ``replayed`` is the newest record that was appended again, before Postgres was read, and
+        nothing is loaded if there is a newer one by now; None: that does not matter.
 
         The account's versions begin at ``now_ms``, in epoch milliseconds. That is above all
         versions before Redis lost the account, so processes that have shown it all the time see
@@ -104,16 +111,24 @@ class LiveCounters(LiveClient):
         for session in found.recorded:
             fields[f"i:{session.session_id}"] = session.charged_micros
         names = (self.keys.account(tenant, account_id), self.keys.applied(tenant, account_id))
-        return await self._load_counter(tenant, names, fields, found.recent_entry_ids, asserting)
+        ids = found.recent_entry_ids
+        return await self._load_counter(tenant, names, fields, ids, asserting, replayed)
 
     async def load_month(
-        self, tenant: str, key: str, fields: dict[str, str | int], *, asserting: bool = False
+        self,
+        tenant: str,
+        key: str,
+        fields: dict[str, str | int],
+        *,
+        asserting: bool = False,
+        replayed: str | None = None,
     ) -> bool:
         """Puts a cold month or free time counter into Redis.
 
         Returns the same as ``load_account``.
         """
-        return await self._load_counter(tenant, (key, f"{key}:applied"), fields, (), asserting)
+        names = (key, f"{key}:applied")
+        return await self._load_counter(tenant, names, fields, (), asserting, replayed)
 
     async def _load_counter(
         self,
@@ -122,14 +137,17 @@ class LiveCounters(LiveClient):
         fields: dict[str, str | int],
         entry_ids: Sequence[str],
         asserting: bool,
+        replayed: str | None,
     ) -> bool:
         partition = self.keys.partition(tenant)
         keys = [*names, self.keys.epoch(partition), self.keys.recovering(partition)]
         keys += [self.keys.unsettled(partition), self.keys.contained(names[0])]
+        keys += [self.keys.replayed(partition)]
         flat = [part for field in fields.items() for part in field]
         epoch = f"empty:{self.node}:{secrets.token_hex(4)}"
         times = (storage_limits.RECOVERY_MS, storage_limits.LOST_SESSIONS_AFTER_MS)
-        arguments = [storage_limits.ACCOUNT_IDLE_MS, epoch, *times, int(asserting), len(fields)]
+        arguments = [storage_limits.ACCOUNT_IDLE_MS, epoch, *times, int(asserting)]
+        arguments += [ANY if replayed is None else replayed, len(fields)]
         return int(await self._load(keys, [*arguments, *flat, *entry_ids])) >= 0
 
     async def is_recovering(self, tenant: str) -> bool:

@@ -8,19 +8,19 @@ For a short while after that (``recovering``), Redis takes nothing but assertion
 import asyncio
 import contextlib
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
 import orjson
 
 from protocol.metering.assertion import Assertion
-from protocol.metering.records import Record
+from protocol.metering.records import Record, SessionEnded
 from protocol.metering.session import SessionState
 from protocol.metering.states import Phase
 from storage import limits as storage_limits
 from storage.redis.cluster import ClusterRedis
-from storage.redis.encoding import burn_line_at, encode_burn_line, encode_grant
+from storage.redis.encoding import burn_line_at, decode_records, encode_burn_line, encode_grant
 from storage.redis.live import Live, LiveError, Script
 from storage.redis.spending import AccountName
 from storage.rows.accounts import OperationsDone, RecentEntry
@@ -259,11 +259,37 @@ class Restoring:
         self, partition: int, entries: Sequence[tuple[str, Sequence[Record]]]
     ) -> list[str]:
         """Appends missing entries to an outbox again; returns their present ids."""
-        arguments: list[str | bytes] = []
+        arguments: list[int | str | bytes] = [storage_limits.ACCOUNT_IDLE_MS]
         for entry_id, records in entries:
             arguments += [entry_id, _ENCODER.encode(list(records))]
-        answer = await self._replay([self.keys.outbox(partition)], arguments)
+        keys = [self.keys.outbox(partition), self.keys.replayed(partition)]
+        answer = await self._replay(keys, arguments)
         return [entry_id.decode() for entry_id in answer]
+
+    async def replayed_ends(
+        self, partition: int, after: str, until: str
+    ) -> AsyncIterator[SessionEnded]:
+        """Yields the ends of sessions among the entries that were appended again.
+
+        ``after`` is the id of an entry, or ``-`` for the outbox's beginning; the entry ``until``
+        is the last one. Raises :class:`LiveError`.
+        """
+        outbox, since = self.keys.outbox(partition), after
+        while True:
+            begin = since if since == "-" else f"({since}"
+            page = await self.live.ask(
+                self.live.redis.xrange(outbox, begin, until, storage_limits.PAGE_ROWS_MAX)
+            )
+            for entry_id, fields in page:
+                since = entry_id.decode()
+                if b"t" in fields:
+                    continue  # a step's own entry: its process puts the session back
+                for record in decode_records(fields[b"r"]):
+                    if isinstance(record, SessionEnded):
+                        yield record
+            if len(page) < storage_limits.PAGE_ROWS_MAX:
+                return
+            await asyncio.sleep(0)
 
     async def apply_entries(
         self, account: AccountName, entries: Sequence[RecentEntry], now_ms: int

@@ -290,7 +290,7 @@ async def test_usage_without_a_limit_is_text_without_a_bar(elements: ElementsPag
 async def test_an_element_for_a_failure_does_not_start_the_session_again(
     elements: ElementsPage,
 ) -> None:
-    """An app may show more where a session failed; and a new element after all are gone tries."""
+    """A new element tries again after all others are gone."""
     await elements.put(CLOCK)
     line = await elements.server.line()
     await line.welcome()

@@ -187,7 +187,7 @@ async def test_an_end_does_not_overtake_its_start(
     page, said, gate = await open_page(server, context, 19), list[str](), asyncio.Event()
 
     async def late(route: Route) -> None:
-        body = route.request.post_data_json
+        body: Any = route.request.post_data_json
         said.append(body["action"])
         if body["action"] == "start":
             await gate.wait()

@@ -128,7 +128,7 @@ READS: dict[str, tuple[Any, ...]] = {
 }
 PARTITIONS = 2
 """Number of partitions of the virtual cluster."""
-PASSING = ("contained", "prepared", "recovering", "unsettled")
+PASSING = ("contained", "prepared", "recovering", "replayed", "unsettled")
 
 
 HASHES = ("account", "member", "org", "free", "hold", "operations")

@@ -347,3 +347,25 @@ def test_entry_of_lost_id_keeps_its_records(lab: Laboratory, unnoticed: bool) ->
         wait(120),
     )
     assert clients[0].messages[-1]["receipt"]["elapsed_ms"] == 5_000
+
+
+def test_charge_of_a_dead_process_is_in_the_account_that_is_loaded(lab: Laboratory) -> None:
+    """Two sessions end while Postgres is away, and Redis loses everything.
+
+    The process of one puts its end into the outbox again, and dies. The other process loaded the
+    account before that end was in Postgres, so the credits could be spent a second time (seed
+    950899).
+    """
+    clients = run(
+        lab,
+        pay("ann9", 842_591),
+        act("serve", node="node.b"),
+        start("s1", user="ann9", kind="chat"),
+        act("start", client="c-b", node="node.b", user="ann9", kind="chat", session="s2"),
+        act("postgres_away", ms=900_000),
+        wait(180),
+        act("empty"),
+        wait(1),
+        act("kill", name="node.b"),
+    )
+    assert all(client.messages[-1]["type"] == "stopped" for client in clients)

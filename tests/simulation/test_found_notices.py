@@ -228,3 +228,50 @@ def test_second_join_counts_where_first_fails_beside_it(lab: Laboratory) -> None
     answers = [one for one in told if one.get("id") in (1, 2, 3)]
     assert [one["type"] for one in answers] == ["error", "session", "session"]
     assert [one["seq"] for one in answers[1]["missed"]] == [2, 3]
+
+
+@pytest.mark.parametrize(("delay_ms", "away_s"), [(700, 2.5), (1_000, 3.5), (1_400, 5.25)])
+def test_sessions_hear_of_a_neighbour_whose_message_is_lost(
+    lab: Laboratory, delay_ms: int, away_s: float
+) -> None:
+    """A dear session begins, and Redis goes away before its message.
+
+    The other session of the account ran to the end of their credits without a warning (seed
+    950199).
+    """
+    clients = run(
+        lab,
+        pay("cat9", 80_000_000),
+        start("s0", kind="chat"),
+        act("ask", client="c-s0", session="s0", event="stop"),
+        act("slow_redis", delays=[delay_ms], ms=90_000),
+        start("s1", kind="chat"),
+        start("s2", kind="dear"),
+        wait(away_s),
+        act("redis_away", ms=150_000),
+        wait(90),
+    )
+    heard = [one for one in clients[1].messages if one.get("session_id") == "s1"]
+    warned = [one["threshold_ms"] for one in heard if one["type"] == "limit_warning"]
+    assert warned == [300_000, 60_000]
+    assert [one["limit"] for one in heard if one["type"] == "limit_reached"] == ["credits"]
+
+
+def test_a_crossing_of_notices_leaves_a_number_unused(lab: Laboratory) -> None:
+    """Two processes start one session, and know different neighbours.
+
+    One warns of a minute, the other of five and then of one. The second number is in no record
+    (seed 950558).
+    """
+    clients = run(
+        lab,
+        pay("ann9", 1_416_668),
+        act("serve", node="node.b"),
+        act("start", client="c1", node="node.b", user="ann9", kind="six", session="s1"),
+        act("start", client="c2", node=NODE, user="ann9", kind="six", session="s2"),
+        act("start", client="c3", node=NODE, user="ann9", kind="six", session="s3"),
+        act("join", client="c4", node="node.b", session="s3", last_seq=0),
+        act("operator", client="c1", session="s1"),
+        wait(1),
+    )
+    assert clients

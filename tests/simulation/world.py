@@ -331,7 +331,6 @@ class World:
             tick_ms=60_000,
             last_seq=last_seq,
         )
-        process = client.node.process
         client.come(session_log, self.now)
         smooth, asked_at = self.is_smooth, self.now
 
@@ -344,7 +343,7 @@ class World:
             await _turn(turns)
             try:
                 local = await join_or_start(
-                    process, person.principal, client, session_id, start, pending
+                    client.node.process, person.principal, client, session_id, start, pending
                 )
             except (ProtocolError, LiveError) as error:
                 if smooth and isinstance(error, ServiceError | LiveError):
@@ -360,6 +359,7 @@ class World:
                 session_log.proofs.append((self.now, client.alive_at))
                 client.node.do(client.node.registry.unsubscribe, local, client, alive_at)
             elif client in local.subscribers:
+                client.come(session_log, self.now)  # it may have left during a second join
                 client.local_sessions[session_id] = local
                 client.sessions[session_id] = session_log
                 client.node.do(client._ping)
@@ -530,6 +530,8 @@ class World:
         client.node.do(client.pong)
         local = client.local_sessions.pop(session_id, None)
         session_log = client.sessions.get(session_id)
+        if local is None and session_log is None:
+            return  # the join is still under way: the server knows nothing to leave yet
         client.go(session_id, self.now, self.now)
         if local is not None and session_log is not None and not client.is_cut:
             session_log.disturbed = session_log.disturbed or self._is_troubled(client.node)

@@ -76,15 +76,15 @@ async def test_farewell_makes_no_session(live: Live) -> None:
 
 
 async def test_the_outbox_tells_its_oldest_record(live: Live) -> None:
-    epoch, oldest = await live.oldest_record(TENANT)
-    assert epoch
-    assert oldest is None
+    before = await live.waiting(TENANT)
+    assert before.epoch
+    assert (before.oldest, before.replayed, before.is_replaying) == (None, "", False)
     assert await live.written_until() == [None, None]
     await began(live)
-    after, oldest = await live.oldest_record(TENANT)
-    assert after == epoch
-    assert oldest is not None
-    assert oldest.made_at == NOW
+    after = await live.waiting(TENANT)
+    assert after.epoch == before.epoch
+    assert after.oldest is not None
+    assert after.oldest.made_at == NOW
     entries, appended_at = await live.outbox()
     assert entries == 1
     assert appended_at is not None

@@ -3,6 +3,8 @@
 The data are restored once.
 """
 
+from typing import Any
+
 import msgspec
 import pytest
 
@@ -94,6 +96,29 @@ async def test_entries_are_appended_to_an_outbox_that_lacks_them(
     # Under their present ids none is missing.
     again = [(entry_id, records) for entry_id, (_, records) in zip(ids, entries, strict=True)]
     assert await restoring.replay(0, again) == ids
+
+
+async def test_nothing_is_loaded_from_before_entries_were_appended_again(
+    live: Live, restoring: Restoring
+) -> None:
+    partition = live.keys.partition(TENANT)
+    account, key = AccountRecord(CREDIT, False, ()), live.keys.member(TENANT, ANN)
+    before = await live.waiting(TENANT)
+    (entry_id,) = await restoring.replay(partition, [("7-0", [minute(1)])])
+    for replayed, loads in ((before.replayed, False), (entry_id, True)):
+        how: dict[str, Any] = {"asserting": True, "replayed": replayed}
+        assert await live.load_account(TENANT, ANN, account, **how) is loads
+        assert await live.load_month(TENANT, key, {"limit": 5}, **how) is loads
+    waiting = await live.waiting(TENANT)
+    assert (waiting.replayed, waiting.is_replaying) == (entry_id, True)
+    await live.redis.xdel(live.keys.outbox(partition), entry_id)
+    assert not (await live.waiting(TENANT)).is_replaying
+
+
+async def test_an_entry_that_waits_is_not_appended_again(live: Live, restoring: Restoring) -> None:
+    entry_id = await append(live.redis, minute(0), partition=0, entry_id="5-0")
+    assert await restoring.replay(0, [(entry_id, [minute(0)])]) == [entry_id]
+    assert not (await live.waiting_in(0)).is_replaying
 
 
 async def test_entries_of_the_ledger_are_applied_once(live: Live, restoring: Restoring) -> None:
