@@ -92,6 +92,8 @@ class PostgresLink:
         self.is_away = False
         self.mishaps: deque[Mishap] = deque()
         self.die: Callable[[], None] = lambda: None
+        self.slow_calls = 0
+        """Calls that wait for a slow Postgres."""
 
     def __getattr__(self, name: str) -> Any:
         return self.of(self._server.records, name)
@@ -124,7 +126,11 @@ class PostgresLink:
             raise UnavailableError("Postgres is away")
         mishap = self.mishaps.popleft() if self.mishaps else Mishap("none")
         if mishap.kind == "slow":
-            await asyncio.sleep(mishap.ms / 1000)
+            self.slow_calls += 1
+            try:
+                await asyncio.sleep(mishap.ms / 1000)
+            finally:
+                self.slow_calls -= 1
         if mishap.kind not in ("lost", "died"):
             self._server.questions += 1
             answer = self._server.ask(lambda: function(*args, **named))

@@ -423,18 +423,3 @@ def test_sockets_on_many_processes_prove_their_time_to_a_newcomer(
     )
     (stopped,) = [message for message in clients[0].messages if message["type"] == "stopped"]
     assert stopped["receipt"]["gaps"] == []
-
-
-def test_leave_of_a_session_that_is_still_being_joined_leaves_nothing(lab: Laboratory) -> None:
-    """The join ends afterwards, and the client takes part (seed 950607)."""
-    clients = run(
-        lab,
-        pay("bob9", 9_000_000),
-        act("serve", node="node.b"),
-        act("start", client="c1", node=NODE, user="bob9", kind="pair", session="s1"),
-        act("join", client="c2", node="node.b", session="s1", last_seq=0),
-        act("leave", client="c2", session="s1"),
-        wait(1),
-    )
-    joined = [one["type"] for one in clients[1].messages if one.get("session_id") == "s1"]
-    assert joined[0] == "session"

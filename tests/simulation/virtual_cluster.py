@@ -337,9 +337,13 @@ class VirtualCluster:
 
     @property
     def has_mishaps(self) -> bool:
-        """Whether a message to come has a fault set for it."""
+        """Whether a message to come has a fault, or Postgres is slow."""
         return any(
-            host.line.mishaps or host.line.delays or host.postgres.mishaps for host in self.hosts
+            host.line.mishaps
+            or host.line.delays
+            or host.postgres.mishaps
+            or host.postgres.slow_calls
+            for host in self.hosts
         )
 
     # --- Messages -------------------------------------------------------------------------
